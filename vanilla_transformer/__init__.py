@@ -1,0 +1,36 @@
+"""The Transformer of "Attention Is All You Need" as a Hugging Face model package.
+
+Importing it registers the model with transformers' Auto classes.
+"""
+
+from .configuration_vanilla_transformer import PAPER_ARCHITECTURES, VanillaTransformerConfig
+from .modeling_vanilla_transformer import (
+    VanillaTransformerDecoder,
+    VanillaTransformerDecoderModel,
+    VanillaTransformerEncoder,
+    VanillaTransformerEncoderModel,
+    VanillaTransformerForCausalLM,
+    VanillaTransformerForConditionalGeneration,
+    VanillaTransformerForMaskedLM,
+    VanillaTransformerModel,
+    VanillaTransformerPreTrainedModel,
+)
+from .registration import register
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PAPER_ARCHITECTURES",
+    "VanillaTransformerConfig",
+    "VanillaTransformerDecoder",
+    "VanillaTransformerDecoderModel",
+    "VanillaTransformerEncoder",
+    "VanillaTransformerEncoderModel",
+    "VanillaTransformerForCausalLM",
+    "VanillaTransformerForConditionalGeneration",
+    "VanillaTransformerForMaskedLM",
+    "VanillaTransformerModel",
+    "VanillaTransformerPreTrainedModel",
+]
+
+register()

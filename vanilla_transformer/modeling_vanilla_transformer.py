@@ -1,0 +1,1409 @@
+"""The Transformer of "Attention Is All You Need" (Vaswani et al. 2017), top to bottom.
+
+Read in order: positions (3.5), attention (3.2), encoder and decoder layers (3.1, 3.3), the two
+stacks, the loss (5.4), the model and its heads. This file travels to the Hub with every model: it
+imports nothing but torch, transformers and the configuration.
+
+Shapes: B batch, S source length, T target length, L length of either, K keys attended to,
+h heads, d = d_model, V target vocabulary, N target tokens that count in the loss.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithPast,
+    MaskedLMOutput,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+)
+from transformers.modeling_utils import (
+    ALL_ATTENTION_FUNCTIONS,
+    PreTrainedModel,
+    slice_logits_to_keep,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_vanilla_transformer import VanillaTransformerConfig
+
+# Labels of padding and of whatever else the loss leaves out.
+IGNORE_INDEX = -100
+
+# ----------------------------------------------------------------------------------- positions
+
+
+def sinusoidal_positions(positions: torch.Tensor, d_model: int, layout: str) -> torch.Tensor:
+    """Positional encoding of any positions (3.5): no table, hence no last position.
+
+    Args:
+        positions: `[..., L]`, integers.
+        d_model: d, even.
+        layout: A sinusoidal value of the config's `position_encoding`.
+
+    Returns:
+        `[..., L, d]`, computed in double precision (single on Apple GPUs, which have no other)
+        so that far positions keep their digits; float32.
+    """
+    dtype = torch.float32 if positions.device.type == "mps" else torch.float64
+    half = d_model // 2
+    pair = torch.arange(half, device=positions.device, dtype=dtype)
+    if layout == "concatenated_inclusive":
+        exponent = pair / (half - 1)
+    else:
+        exponent = 2 * pair / d_model
+    angles = positions.to(dtype).unsqueeze(-1) * torch.pow(10000.0, -exponent)
+    if layout == "interleaved":
+        encoding = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+    else:
+        encoding = torch.cat((angles.sin(), angles.cos()), dim=-1)
+    return encoding.float()
+
+
+def position_ids_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions counted over real tokens only, so that padding on either side moves nothing.
+
+    Args:
+        attention_mask: `[B, L]`, 1 for tokens and 0 for padding.
+
+    Returns:
+        `[B, L]`; padding gets a position too, which nothing attends to.
+    """
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp_min(0)
+
+
+# ----------------------------------------------------------------------------------- attention
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled dot-product attention, softmax(Q K^T / sqrt(d_k)) V (3.2.1, eq. 1), as written.
+
+    Args:
+        module: The attention layer; unused, part of transformers' attention interface.
+        query: `[B, h, L, d_k]`.
+        key: `[B, h, K, d_k]`.
+        value: `[B, h, K, d_v]`.
+        attention_mask: Added to the scores, `[B, 1, L, K]`: 0 or the lowest number.
+        scaling: 1 / sqrt(d_k).
+
+    Returns:
+        Output `[B, L, h, d_v]` and weights `[B, h, L, K]`.
+    """
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class VanillaTransformerAttention(nn.Module):
+    """Multi-head attention (3.2.2), as self-attention and as encoder-decoder attention.
+
+    `q_proj`, `k_proj`, `v_proj` hold the W_i^Q, W_i^K, W_i^V of all heads, `o_proj` is W^O.
+    """
+
+    def __init__(self, config: VanillaTransformerConfig, layer_idx: int, is_causal: bool = False):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        # SDPA takes an attention without this attribute for a causal one.
+        self.is_causal = is_causal
+        assert config.d_k is not None and config.d_v is not None
+        self.d_k, self.d_v = config.d_k, config.d_v
+        self.scaling = self.d_k**-0.5
+        keys, values = config.num_heads * self.d_k, config.num_heads * self.d_v
+        self.q_proj = nn.Linear(config.d_model, keys, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.d_model, keys, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.d_model, values, bias=config.attention_bias)
+        self.o_proj = nn.Linear(values, config.d_model, bias=config.attention_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends from `hidden_states` `[B, L, d]` to itself or to `key_value_states` `[B, S, d]`.
+
+        The cached keys and values of encoder-decoder attention are projected at the first step and
+        only read after it: the encoder's output does not change while the decoder writes.
+
+        Returns:
+            Output `[B, L, d]`, and weights `[B, h, L, K]` where the implementation has them.
+        """
+        shape = hidden_states.shape[:-1]
+        # The number of heads is inferred: tensor parallelism leaves each process a part of them.
+        query = self.q_proj(hidden_states).view(*shape, -1, self.d_k).transpose(1, 2)
+
+        is_cross_attention = key_value_states is not None
+        cache, is_filled = past_key_values, False
+        if isinstance(past_key_values, EncoderDecoderCache):
+            if is_cross_attention:
+                cache = past_key_values.cross_attention_cache
+                is_filled = past_key_values.is_updated.get(self.layer_idx, False)
+            else:
+                cache = past_key_values.self_attention_cache
+        if cache is not None and is_filled:
+            key, value = cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
+        else:
+            source = hidden_states if key_value_states is None else key_value_states
+            key = self.k_proj(source).view(*source.shape[:-1], -1, self.d_k).transpose(1, 2)
+            value = self.v_proj(source).view(*source.shape[:-1], -1, self.d_v).transpose(1, 2)
+            if cache is not None:
+                key, value = cache.update(key, value, self.layer_idx)
+                if is_cross_attention and isinstance(past_key_values, EncoderDecoderCache):
+                    past_key_values.is_updated[self.layer_idx] = True
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attend(
+            self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0, **kwargs
+        )
+        return self.o_proj(attended.reshape(*shape, -1).contiguous()), weights
+
+
+# -------------------------------------------------------------------------------------- layers
+
+
+class VanillaTransformerLayer(GradientCheckpointingLayer):
+    """What an encoder and a decoder layer share: self-attention, feed-forward, residual sums."""
+
+    def __init__(self, config: VanillaTransformerConfig, layer_idx: int, d_ff: int, is_causal: bool):
+        super().__init__()
+        self.is_pre_norm = config.layer_norm_position == "pre"
+        self.self_attn = VanillaTransformerAttention(config, layer_idx, is_causal=is_causal)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        # W_1 and W_2 of FFN(x) = max(0, x W_1 + b_1) W_2 + b_2 (3.3, eq. 2).
+        self.fc1 = nn.Linear(config.d_model, d_ff)
+        self.activation = ACT2FN[config.activation]
+        self.fc2 = nn.Linear(d_ff, config.d_model)
+        self.ffn_layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def add_sublayer(
+        self,
+        hidden_states: torch.Tensor,
+        layer_norm: nn.LayerNorm,
+        sublayer: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """The residual connection around a sub-layer, `[B, L, d]` to `[B, L, d]`.
+
+        Post-norm (3.1): LayerNorm(x + Sublayer(x)). Pre-norm is a different model: its checkpoints
+        would load as post-norm in silence and translate badly.
+        """
+        if self.is_pre_norm:
+            return hidden_states + self.dropout(sublayer(layer_norm(hidden_states)))
+        return layer_norm(hidden_states + self.dropout(sublayer(hidden_states)))
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The position-wise feed-forward network (3.3, eq. 2), `[B, L, d]` to `[B, L, d]`."""
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class VanillaTransformerEncoderLayer(VanillaTransformerLayer):
+    """Self-attention, then feed-forward (3.1)."""
+
+    def __init__(self, config: VanillaTransformerConfig, layer_idx: int):
+        super().__init__(config, layer_idx, d_ff=config.d_ff, is_causal=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """`[B, S, d]` to `[B, S, d]`; `attention_mask` as the implementation wants it."""
+
+        def self_attention(x: torch.Tensor) -> torch.Tensor:
+            return self.self_attn(x, attention_mask=attention_mask, **kwargs)[0]
+
+        hidden_states = self.add_sublayer(hidden_states, self.self_attn_layer_norm, self_attention)
+        return self.add_sublayer(hidden_states, self.ffn_layer_norm, self.feed_forward)
+
+
+class VanillaTransformerDecoderLayer(VanillaTransformerLayer):
+    """Masked self-attention, attention to the encoder's output, then feed-forward (3.1).
+
+    The middle sub-layer is absent where there is no encoder (`is_encoder_decoder=False`).
+    """
+
+    def __init__(self, config: VanillaTransformerConfig, layer_idx: int):
+        assert config.decoder_d_ff is not None
+        super().__init__(config, layer_idx, d_ff=config.decoder_d_ff, is_causal=True)
+        if config.is_encoder_decoder:
+            self.cross_attn = VanillaTransformerAttention(config, layer_idx)
+            self.cross_attn_layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """`[B, T, d]` and the encoder's `[B, S, d]` to `[B, T, d]`."""
+
+        def self_attention(x: torch.Tensor) -> torch.Tensor:
+            return self.self_attn(
+                x, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+            )[0]
+
+        def cross_attention(x: torch.Tensor) -> torch.Tensor:
+            return self.cross_attn(
+                x,
+                key_value_states=encoder_hidden_states,
+                attention_mask=encoder_attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )[0]
+
+        hidden_states = self.add_sublayer(hidden_states, self.self_attn_layer_norm, self_attention)
+        if encoder_hidden_states is not None:
+            hidden_states = self.add_sublayer(
+                hidden_states, self.cross_attn_layer_norm, cross_attention
+            )
+        return self.add_sublayer(hidden_states, self.ffn_layer_norm, self.feed_forward)
+
+
+# -------------------------------------------------------------------------------------- stacks
+
+
+class VanillaTransformerPreTrainedModel(PreTrainedModel):
+    """Initialisation and what the model can do, for every class below."""
+
+    config: VanillaTransformerConfig
+    config_class = VanillaTransformerConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["VanillaTransformerEncoderLayer", "VanillaTransformerDecoderLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Xavier-uniform projections (Tensor2Tensor), embeddings N(0, 1/d_model), zero biases.
+
+        The embedding's variance is what makes the product with sqrt(d_model) (3.4) of unit size.
+        The pad's embedding is zero.
+        """
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=self.config.d_model**-0.5)
+            is_loaded = getattr(module.weight, "_is_hf_initialized", False)
+            if module.padding_idx is not None and not is_loaded:
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    def _loss_and_logits(
+        self,
+        hidden_states: torch.Tensor,
+        labels: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The end of every language-modelling head, from `[B, T, d]`.
+
+        Returns:
+            In training mode with labels the smoothed loss and no logits; else logits `[B, T, V]`
+            of the positions to keep and, with labels, the plain loss of all positions.
+        """
+        if labels is not None and self.training:
+            smoothing = self.config.label_smoothing
+            loss = language_model_loss(
+                hidden_states, self.lm_head, labels, smoothing, num_items_in_batch
+            )
+            return loss, None
+        if labels is not None:
+            logits = self.lm_head(hidden_states)
+            loss = negative_log_likelihood(logits, labels, num_items_in_batch)
+            return loss, slice_logits_to_keep(logits, logits_to_keep)
+        return None, self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """As in transformers; where source and target have matrices of their own, both change.
+
+        With two vocabularies (`decoder_vocab_size`) it resizes the source's, and
+        `resize_decoder_token_embeddings` the target's.
+        """
+        is_resized = new_num_tokens is not None or pad_to_multiple_of is not None
+        if self._has_separate_embeddings() and is_resized:
+            resized = self._get_resized_embeddings(
+                self.get_input_embeddings(), new_num_tokens, pad_to_multiple_of, mean_resizing
+            )
+            self.set_input_embeddings(resized)
+            self.config.vocab_size = resized.weight.shape[0]
+            if self.config.decoder_vocab_size is None:
+                self._resize_decoder(new_num_tokens, pad_to_multiple_of, mean_resizing)
+            return resized
+        return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+
+    def resize_decoder_token_embeddings(
+        self,
+        new_num_tokens: int,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """Resizes the target vocabulary of a model that has two.
+
+        Raises:
+            ValueError: There is one vocabulary only.
+        """
+        if self.config.decoder_vocab_size is None or not self._has_separate_embeddings():
+            raise ValueError(
+                "resize_decoder_token_embeddings needs a model with two vocabularies "
+                "(decoder_vocab_size); here resize_token_embeddings changes all matrices"
+            )
+        resized = self._resize_decoder(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.config.decoder_vocab_size = resized.weight.shape[0]
+        return resized
+
+    def _has_separate_embeddings(self) -> bool:
+        model = self.base_model
+        has_both = hasattr(model, "encoder") and hasattr(model, "decoder")
+        return has_both and not self.config.share_embeddings
+
+    def _resize_decoder(
+        self, new_num_tokens: int | None, pad_to_multiple_of: int | None, mean_resizing: bool
+    ) -> nn.Embedding:
+        decoder = self.base_model.decoder
+        decoder.embed_tokens = self._get_resized_embeddings(
+            decoder.embed_tokens, new_num_tokens, pad_to_multiple_of, mean_resizing
+        )
+        if (lm_head := self.get_output_embeddings()) is not None:
+            size = decoder.embed_tokens.weight.shape[0]
+            resized_head = self._get_resized_lm_head(lm_head, size, mean_resizing=mean_resizing)
+            self.set_output_embeddings(resized_head)
+        self.tie_weights()
+        return decoder.embed_tokens
+
+
+class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
+    """What the encoder and the decoder share: embeddings in, layers, a final norm for pre-norm."""
+
+    def __init__(self, config: VanillaTransformerConfig, vocab_size: int, layers: nn.ModuleList):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(vocab_size, config.d_model, config.pad_token_id)
+        if config.position_encoding == "learned":
+            assert config.max_position_embeddings is not None
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = layers
+        if config.layer_norm_position == "pre":
+            self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+
+    def embed(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings times sqrt(d_model) plus positions, then dropout (3.4, 3.5, 5.4).
+
+        Args:
+            inputs_embeds: `[B, L, d]`, rows of the embedding matrix or whatever stands for them.
+            position_ids: `[B, L]` or `[1, L]`, from 0.
+        """
+        position_ids = position_ids + self.config.position_offset
+        if self.config.position_encoding == "learned":
+            positions = self.embed_positions(position_ids)
+        else:
+            positions = sinusoidal_positions(
+                position_ids, self.config.d_model, self.config.position_encoding
+            ).to(inputs_embeds.dtype)
+        return self.dropout(inputs_embeds * math.sqrt(self.config.d_model) + positions)
+
+    def embed_inputs(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, names: str
+    ) -> torch.Tensor:
+        """`inputs_embeds`, or the rows of `input_ids`.
+
+        Raises:
+            ValueError: Both or neither are given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            given = "both" if input_ids is not None else "neither"
+            raise ValueError(f"give exactly one of {names}; {given} came")
+        if inputs_embeds is not None:
+            return inputs_embeds
+        return self.embed_tokens(input_ids)
+
+    def check_length(self, length: int) -> None:
+        """Refuses more positions than a learned table has; sinusoids go on for ever.
+
+        Raises:
+            ValueError: `length` plus the offset exceeds `max_position_embeddings`.
+        """
+        limit = self.config.max_position_embeddings
+        if self.config.position_encoding != "learned" or limit is None:
+            return
+        if length + self.config.position_offset > limit:
+            raise ValueError(
+                f"{length} positions exceed max_position_embeddings ({limit}): a learned table has "
+                "no more rows; shorten the input or use a sinusoidal position_encoding"
+            )
+
+
+class VanillaTransformerEncoder(VanillaTransformerStack):
+    """A stack of N identical layers over the source (3.1)."""
+
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(
+            VanillaTransformerEncoderLayer, num_hidden_layers_key="num_encoder_layers"
+        ),
+        "attentions": OutputRecorder(VanillaTransformerAttention, index=1),
+    }
+
+    def __init__(self, config: VanillaTransformerConfig):
+        layers = [
+            VanillaTransformerEncoderLayer(config, i) for i in range(config.num_encoder_layers)
+        ]
+        super().__init__(config, config.vocab_size, nn.ModuleList(layers))
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Encodes the source.
+
+        Args:
+            input_ids: `[B, S]`.
+            attention_mask: `[B, S]`, 1 for tokens and 0 for padding on either side. Without it,
+                `pad_token_id` in `input_ids` is padding.
+            inputs_embeds: `[B, S, d]` in place of `input_ids`; scaled by sqrt(d) like them.
+            position_ids: `[B, S]`, from 0. Default: counted over the real tokens.
+
+        Returns:
+            `last_hidden_state` `[B, S, d]`; `hidden_states` and `attentions` where asked for.
+
+        Raises:
+            ValueError: Both or neither of `input_ids` and `inputs_embeds`.
+        """
+        if attention_mask is None and input_ids is not None:
+            attention_mask = input_ids != self.config.pad_token_id
+        inputs_embeds = self.embed_inputs(input_ids, inputs_embeds, "input_ids and inputs_embeds")
+        length = inputs_embeds.shape[1]
+        self.check_length(length)
+        if position_ids is None:
+            if attention_mask is not None and attention_mask.ndim == 2:
+                position_ids = position_ids_from_mask(attention_mask)
+            else:
+                position_ids = torch.arange(length, device=inputs_embeds.device).unsqueeze(0)
+        mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
+        )
+        hidden_states = self.embed(inputs_embeds, position_ids)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask, **kwargs)
+        if self.config.layer_norm_position == "pre":
+            hidden_states = self.layer_norm(hidden_states)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class VanillaTransformerDecoder(VanillaTransformerStack):
+    """A stack of N identical layers over the target; each position sees itself and those before.
+
+    With `is_encoder_decoder=False` its layers have no encoder-decoder attention.
+    """
+
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(
+            VanillaTransformerDecoderLayer, num_hidden_layers_key="num_decoder_layers"
+        ),
+        "attentions": OutputRecorder(VanillaTransformerAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(
+            VanillaTransformerAttention, index=1, layer_name="cross_attn"
+        ),
+    }
+
+    def __init__(self, config: VanillaTransformerConfig):
+        layers = [
+            VanillaTransformerDecoderLayer(config, i) for i in range(config.num_decoder_layers)
+        ]
+        super().__init__(config, config.target_vocab_size, nn.ModuleList(layers))
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Reads the target written so far.
+
+        Args:
+            input_ids: `[B, T]`, with a cache only the tokens not yet in it.
+            attention_mask: `[B, T]` with the cached positions included, 0 for padding on either
+                side. Without it every token counts, pads too: some models start with one.
+            encoder_hidden_states: `[B, S, d]`.
+            encoder_attention_mask: `[B, S]`.
+            past_key_values: Keys and values of the positions before.
+            inputs_embeds: `[B, T, d]` in place of `input_ids`; scaled by sqrt(d) like them.
+            position_ids: `[B, T]`, from 0. Default: counted over the real tokens.
+            use_cache: Whether to return `past_key_values`. Default: the config's, and no while
+                training.
+
+        Returns:
+            `last_hidden_state` `[B, T, d]` and `past_key_values`; `hidden_states`, `attentions`,
+            `cross_attentions` where asked for.
+
+        Raises:
+            ValueError: Both or neither of `input_ids` and `inputs_embeds`.
+        """
+        inputs_embeds = self.embed_inputs(
+            input_ids, inputs_embeds, "decoder_input_ids and decoder_inputs_embeds"
+        )
+        if use_cache and past_key_values is None and not self.training:
+            past_key_values = DynamicCache(config=self.config)
+            if self.config.is_encoder_decoder:
+                past_key_values = EncoderDecoderCache(
+                    past_key_values, DynamicCache(config=self.config)
+                )
+        length = inputs_embeds.shape[1]
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        # A static cache counts in a tensor, which to look at would stop a compiled graph.
+        if not isinstance(past_length, torch.Tensor):
+            self.check_length(past_length + length)
+        if position_ids is None:
+            if attention_mask is not None and attention_mask.ndim == 2:
+                position_ids = position_ids_from_mask(attention_mask)[:, -length:]
+            else:
+                position_ids = torch.arange(length, device=inputs_embeds.device) + past_length
+                position_ids = position_ids.unsqueeze(0)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=getattr(past_key_values, "self_attention_cache", past_key_values),
+        )
+        encoder_mask = None
+        if encoder_hidden_states is not None:
+            encoder_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=encoder_attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+            )
+        hidden_states = self.embed(inputs_embeds, position_ids)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                mask,
+                # By position: gradient checkpointing passes gradients to these alone.
+                encoder_hidden_states,
+                encoder_attention_mask=encoder_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        if self.config.layer_norm_position == "pre":
+            hidden_states = self.layer_norm(hidden_states)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden_states, past_key_values=past_key_values
+        )
+
+
+# ---------------------------------------------------------------------------------------- loss
+
+
+class _ProjectedCrossEntropy(torch.autograd.Function):
+    """Output layer, softmax and label-smoothed cross-entropy in one, a chunk of rows at a time.
+
+    Both gradients are computed in the forward pass, while a chunk's logits are at hand, so that
+    logits of one chunk exist at any moment instead of those of all rows. With
+    q = (1 - eps) onehot(y) + eps / V the loss of a row is logsumexp(z) - (1 - eps) z_y - eps mean(z)
+    and its gradient softmax(z) - q; the uniform part of q is of rank one and never materialised.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        scale: torch.Tensor,
+        smoothing: float,
+    ) -> torch.Tensor:
+        device_type = hidden.device.type
+        is_autocast = torch.is_autocast_enabled(device_type)
+        dtype = torch.get_autocast_dtype(device_type) if is_autocast else hidden.dtype
+        with torch.autocast(device_type, enabled=False):
+            return _ProjectedCrossEntropy._run(
+                ctx, hidden, weight, bias, labels, scale, smoothing, dtype
+            )
+
+    @staticmethod
+    def _run(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        scale: torch.Tensor,
+        smoothing: float,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        rows, d_model = hidden.shape
+        vocab_size = weight.shape[0]
+        # Rows whose label is ignored keep a place, with no share in loss and gradients.
+        row_scale = (labels != IGNORE_INDEX).float() * scale
+        target = labels.clamp_min(0)
+        confidence, uniform = 1.0 - smoothing, smoothing / vocab_size
+        cast_weight = weight.to(dtype)
+        mean_row = weight.sum(dim=0, dtype=torch.float32)
+        bias_sum = 0.0 if bias is None else bias.sum(dtype=torch.float32)
+
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32)
+        bias_grad = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        # Rows of d_model keep the traffic of the weight gradient below that of the logits.
+        chunk = min(rows, max(256, d_model))
+        # One buffer for the logits of all chunks: a fresh one each would be paged in each time.
+        buffer = hidden.new_empty((chunk, vocab_size), dtype=dtype)
+        for start in range(0, rows, max(1, chunk)):
+            rows_of = slice(start, min(start + chunk, rows))
+            h, y, share = hidden[rows_of].to(dtype), target[rows_of], row_scale[rows_of]
+            logits = torch.mm(h, cast_weight.t(), out=buffer[: h.shape[0]]).float()
+            if bias is not None:
+                logits += bias
+            logit_sum = h.float() @ mean_row + bias_sum
+            row_loss = -uniform * logit_sum - confidence * _pick(logits, y)
+            # From here on in place: logits, then exp(logits), then the gradient by the logits less
+            # its rank-one part.
+            largest = logits.amax(dim=-1, keepdim=True)
+            exponentials = logits.sub_(largest).exp_()
+            normaliser = exponentials.sum(dim=-1, keepdim=True)
+            row_loss += (largest + normaliser.log()).squeeze(1)
+            loss += (row_loss * share).sum()
+            exponentials.mul_(share.unsqueeze(1) / normaliser)
+            logits.scatter_add_(1, y.unsqueeze(1), (-confidence * share).unsqueeze(1))
+            grad = logits.to(dtype)
+            h_grad = torch.mm(grad, cast_weight).float()
+            h_grad -= (uniform * share).unsqueeze(1) * mean_row
+            hidden_grad[rows_of] = h_grad.to(hidden.dtype)
+            if dtype == torch.float32:
+                weight_grad.addmm_(grad.t(), h)
+            else:
+                weight_grad += torch.mm(grad.t(), h)
+            if bias_grad is not None:
+                bias_grad += logits.sum(dim=0)
+        weight_grad -= uniform * (row_scale @ hidden.float())
+        if bias_grad is not None:
+            bias_grad -= uniform * row_scale.sum()
+            bias_grad = bias_grad.to(weight.dtype)
+        ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype), bias_grad)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, loss_grad: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
+        return (
+            hidden_grad * loss_grad.to(hidden_grad.dtype),
+            weight_grad * loss_grad.to(weight_grad.dtype),
+            None if bias_grad is None else bias_grad * loss_grad.to(bias_grad.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _pick(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The logit of each row's label, `[N, V]` and `[N]` to `[N]`."""
+    return logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+
+def language_model_loss(
+    hidden_states: torch.Tensor,
+    lm_head: nn.Linear,
+    labels: torch.Tensor,
+    label_smoothing: float,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Label-smoothed cross-entropy (5.4) of the output layer, without keeping its logits.
+
+    The target distribution is (1 - eps) on the label plus eps / V on every token, the label too
+    (Szegedy et al. 2015, section 7, which the paper cites).
+
+    Args:
+        hidden_states: `[B, T, d]`.
+        lm_head: d to V.
+        labels: `[B, T]`, -100 where nothing is learned.
+        label_smoothing: eps in [0, 1).
+        num_items_in_batch: What the sum over tokens is divided by: the N of all micro-batches that
+            make up one update. Default: N of this batch.
+
+    Returns:
+        A scalar, in nats per token.
+    """
+    hidden, labels = hidden_states.flatten(0, 1), labels.flatten().to(hidden_states.device)
+    if not torch.compiler.is_compiling():
+        # How many are left depends on the data, which a compiled graph cannot follow: there the
+        # ignored rows stay and weigh nothing.
+        kept = labels != IGNORE_INDEX
+        hidden, labels = hidden[kept], labels[kept]
+    if num_items_in_batch is None:
+        count = (labels != IGNORE_INDEX).sum().clamp_min(1)
+    else:
+        count = torch.as_tensor(num_items_in_batch, device=hidden.device)
+    return _ProjectedCrossEntropy.apply(
+        hidden, lm_head.weight, lm_head.bias, labels, 1.0 / count, float(label_smoothing)
+    )
+
+
+def negative_log_likelihood(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Plain loss in nats per token, without smoothing: its exponential is the perplexity.
+
+    Args:
+        logits: `[B, T, V]`.
+        labels: `[B, T]`, -100 where nothing counts.
+        num_items_in_batch: As in `language_model_loss`.
+    """
+    labels = labels.flatten().to(logits.device)
+    total = F.cross_entropy(logits.flatten(0, 1).float(), labels, reduction="sum")
+    if num_items_in_batch is None:
+        return total / (labels != IGNORE_INDEX).sum().clamp_min(1)
+    return total / num_items_in_batch
+
+
+def shift_right(
+    labels: torch.Tensor, start_token_id: int, pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the decoder reads to write `labels`: the start token, then all labels but the last.
+
+    Labels may be padded with -100 on either side; the start stands right before the first of them.
+
+    Args:
+        labels: `[B, T]`.
+
+    Returns:
+        Decoder input `[B, T]` and its mask `[B, T]`, False on padding before the start.
+    """
+    is_label = labels != IGNORE_INDEX
+    previous = torch.roll(labels, 1, dims=-1)
+    is_before = is_label.cumsum(dim=-1) == 0
+    is_first = (is_label.cumsum(dim=-1) == 1) & is_label
+    # A row without any label starts at its first position.
+    is_first[:, 0] |= ~is_label.any(dim=-1)
+    shifted = previous.masked_fill(is_first, start_token_id)
+    shifted = shifted.masked_fill((shifted == IGNORE_INDEX) | is_before, pad_token_id)
+    shifted = torch.where(is_first, start_token_id, shifted)
+    return shifted, ~is_before | is_first
+
+
+# ---------------------------------------------------------------------------- model and its halves
+
+
+class VanillaTransformerStacks(VanillaTransformerPreTrainedModel):
+    """Holds one stack or both, and the matrix that they share (3.4) under the name `shared`.
+
+    Every class below uses these names, so that one checkpoint serves the whole model and its halves.
+    """
+
+    def __init__(self, config: VanillaTransformerConfig, **stacks: VanillaTransformerStack):
+        super().__init__(config)
+        if config.share_embeddings:
+            self.shared = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
+            self._tied_weights_keys = {
+                f"{name}.embed_tokens.weight": "shared.weight" for name in stacks
+            }
+        for name, stack in stacks.items():
+            self.add_module(name, stack)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        if self.config.share_embeddings:
+            return self.shared
+        stack = self.encoder if "encoder" in self._modules else self.decoder
+        return stack.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        stacks = [self._modules[name] for name in ("encoder", "decoder") if name in self._modules]
+        if self.config.share_embeddings:
+            self.shared = value
+        else:
+            stacks = stacks[:1]
+        for stack in stacks:
+            stack.embed_tokens = value
+
+
+class VanillaTransformerModel(VanillaTransformerStacks):
+    """Encoder and decoder, without an output layer (Figure 1)."""
+
+    def __init__(self, config: VanillaTransformerConfig):
+        super().__init__(
+            config,
+            encoder=VanillaTransformerEncoder(config),
+            decoder=VanillaTransformerDecoder(config),
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Seq2SeqModelOutput:
+        """Encodes the source, then decodes the target against it.
+
+        Args:
+            input_ids, attention_mask, inputs_embeds, position_ids: See `VanillaTransformerEncoder`.
+            decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds, decoder_position_ids,
+                past_key_values, use_cache: See `VanillaTransformerDecoder`.
+            encoder_outputs: A former call's, in place of the source.
+
+        Returns:
+            `last_hidden_state` `[B, T, d]`, the cache, the encoder's output; hidden states and
+            attentions of both stacks where asked for.
+
+        Raises:
+            ValueError: A side is given twice or not at all.
+        """
+        if attention_mask is None and input_ids is not None:
+            # The decoder, too, must not attend to padding of the source.
+            attention_mask = input_ids != self.config.pad_token_id
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                inputs_embeds=inputs_embeds,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        elif not isinstance(encoder_outputs, BaseModelOutput):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        decoder_outputs = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=decoder_inputs_embeds,
+            position_ids=decoder_position_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            past_key_values=decoder_outputs.past_key_values,
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            decoder_attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+
+class VanillaTransformerEncoderModel(VanillaTransformerStacks):
+    """The encoder alone."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^lm_head\."]
+
+    def __init__(self, config: VanillaTransformerConfig):
+        config = as_single_stack(config)
+        super().__init__(config, encoder=VanillaTransformerEncoder(config))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """See `VanillaTransformerEncoder`."""
+        return self.encoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            **kwargs,
+        )
+
+
+class VanillaTransformerDecoderModel(VanillaTransformerStacks):
+    """The decoder alone.
+
+    Without an encoder its layers have no encoder-decoder attention; that of a translation
+    checkpoint is left out on loading.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?encoder\.", r"\.cross_attn(_layer_norm)?\."]
+
+    def __init__(self, config: VanillaTransformerConfig):
+        config = as_single_stack(config)
+        super().__init__(config, decoder=VanillaTransformerDecoder(config))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """See `VanillaTransformerDecoder`."""
+        return self.decoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+def tied_matrix(config: VanillaTransformerConfig, stack: str) -> str:
+    """Name of the embedding that the output layer after `stack` is tied to (3.4)."""
+    return "model.shared.weight" if config.share_embeddings else f"model.{stack}.embed_tokens.weight"
+
+
+def as_single_stack(config: VanillaTransformerConfig) -> VanillaTransformerConfig:
+    """`config` for one stack alone; the caller's stays as it is."""
+    if not config.is_encoder_decoder:
+        return config
+    config = copy.deepcopy(config)
+    config.is_encoder_decoder = False
+    return config
+
+
+# --------------------------------------------------------------------------------------- heads
+
+
+class OutputLengthLimit(LogitsProcessor):
+    """Ends each output by its own limit, so that it does not depend on its neighbours' lengths.
+
+    Args:
+        limits: `[B]`, generated tokens allowed per source, `</s>` included.
+        prompt_length: Tokens the decoder was given.
+        eos_token_id: One or more ids.
+    """
+
+    def __init__(self, limits: torch.Tensor, prompt_length: int, eos_token_id: int | list[int]):
+        self.limits = limits
+        self.prompt_length = prompt_length
+        self.eos_token_ids = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """`input_ids` `[B * beams, L]`, `scores` `[B * beams, V]`: at the limit only `</s>`."""
+        limits = self.limits.to(scores.device)
+        limits = limits.repeat_interleave(scores.shape[0] // limits.shape[0])
+        must_end = input_ids.shape[1] - self.prompt_length + 1 >= limits
+        ended = torch.full_like(scores, -math.inf)
+        ended[:, self.eos_token_ids] = scores[:, self.eos_token_ids]
+        return torch.where(must_end.unsqueeze(1), ended, scores)
+
+
+class PaperLengthPenalty(float):
+    """alpha of the paper's length penalty lp(n) = ((5 + n) / 6)^alpha (6.1; Wu et al. 2016, eq. 14).
+
+    transformers divides the score of a beam of n tokens by `n ** length_penalty`; an exponent of
+    this type gives that same expression the paper's value.
+    """
+
+    def __rpow__(self, length: float, modulo: None = None) -> float:  # type: ignore[override]
+        return ((5.0 + length) / 6.0) ** float(self)
+
+
+class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedModel, GenerationMixin):
+    """The paper's model: encoder, decoder and an output layer (Figure 1).
+
+    `generate` follows the paper where `generation_config` says so, through two fields of this
+    model, both also arguments of `generate`:
+
+    - `length_penalty_formula`: `"paper"` (default), ((5 + n) / 6)^length_penalty, or `"power"`,
+      transformers' own n^length_penalty.
+    - `max_tokens_over_source`: without `max_length` or `max_new_tokens` an output ends this many
+      tokens beyond its source, 50 by default (6.1), each sentence by its own length.
+    """
+
+    def __init__(self, config: VanillaTransformerConfig):
+        if not config.is_encoder_decoder:
+            config = copy.deepcopy(config)
+            config.is_encoder_decoder = True
+        super().__init__(config)
+        self.model = VanillaTransformerModel(config)
+        self.lm_head = nn.Linear(config.d_model, config.target_vocab_size, bias=config.output_bias)
+        self._tied_weights_keys = {"lm_head.weight": tied_matrix(config, "decoder")}
+        self.post_init()
+        self._complete_generation_config()
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """The decoder's input for `labels` `[B, T]`; `DataCollatorForSeq2Seq` calls it."""
+        config = self.config
+        return shift_right(labels, config.decoder_start_token_id, config.pad_token_id)[0]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Seq2SeqLMOutput:
+        """Scores target tokens, and with `labels` computes the loss.
+
+        Args:
+            labels: `[B, T]`, -100 for padding on either side. The decoder's input is made from
+                them, shifted right, unless it is given.
+            logits_to_keep: How many of the last positions get logits; 0 for all. Or their indices.
+            num_items_in_batch: Target tokens of the whole update, for exact gradient accumulation.
+
+        The other arguments are those of `VanillaTransformerModel`.
+
+        Returns:
+            `logits` `[B, T, V]` and `loss`. In training mode with `labels` the loss is
+            label-smoothed, and there are no logits: they are never held whole (see
+            `language_model_loss`). In evaluation mode the loss is plain.
+
+        Raises:
+            ValueError: Neither the decoder's input nor labels, as `Trainer`'s own
+                `label_smoothing_factor` leaves them.
+        """
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            if labels is None:
+                raise ValueError(
+                    "the decoder has nothing to read: pass decoder_input_ids, "
+                    "decoder_inputs_embeds or labels. (Trainer takes labels away where its "
+                    "label_smoothing_factor is set: set label_smoothing in the model's config "
+                    "instead.)"
+                )
+            decoder_input_ids, start_mask = shift_right(
+                labels, self.config.decoder_start_token_id, self.config.pad_token_id
+            )
+            if decoder_attention_mask is None:
+                decoder_attention_mask = start_mask
+        outputs: Seq2SeqModelOutput = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            position_ids=position_ids,
+            decoder_position_ids=decoder_position_ids,
+            use_cache=use_cache if labels is None else False,
+            **kwargs,
+        )
+        loss, logits = self._loss_and_logits(
+            outputs.last_hidden_state, labels, logits_to_keep, num_items_in_batch
+        )
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            decoder_attentions=outputs.decoder_attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            encoder_attentions=outputs.encoder_attentions,
+        )
+
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs: Any) -> dict:
+        """As in transformers, with positions from the decoder's mask before it becomes 4-D."""
+        mask = kwargs.get("decoder_attention_mask")
+        if mask is not None and mask.ndim == 2 and kwargs.get("decoder_position_ids") is None:
+            kwargs["decoder_position_ids"] = position_ids_from_mask(mask)
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`GenerationMixin.generate`, whose default limit is the paper's: source length + 50 (6.1).
+
+        Args:
+            inputs: `[B, S]` source tokens; also `input_ids`, `inputs_embeds`, `encoder_outputs`.
+            generation_config: In place of the model's own.
+            logits_processor: Applied before the length limit.
+            **kwargs: Everything else `GenerationMixin.generate` takes, and this class's two fields.
+        """
+        self._complete_generation_config()
+        settings = generation_config if generation_config is not None else self.generation_config
+
+        def setting(name: str) -> Any:
+            if kwargs.get(name) is not None:
+                return kwargs[name]
+            value = getattr(settings, name, None)
+            return value if value is not None else getattr(self.generation_config, name)
+
+        has_limit = setting("max_length") is not None or setting("max_new_tokens") is not None
+        lengths = None if has_limit else self._source_lengths(inputs, kwargs)
+        if lengths is not None:
+            limits = lengths + setting("max_tokens_over_source")
+            kwargs["max_new_tokens"] = int(limits.max())
+            prompt = kwargs.get("decoder_input_ids")
+            prompt_length = 1 if prompt is None else prompt.shape[1]
+            if (eos_token_id := setting("eos_token_id")) is not None:
+                limit = OutputLengthLimit(limits, prompt_length, eos_token_id)
+                logits_processor = LogitsProcessorList([*(logits_processor or []), limit])
+        return super().generate(
+            inputs,
+            generation_config=generation_config,
+            logits_processor=logits_processor,
+            **kwargs,
+        )
+
+    def _complete_generation_config(self) -> None:
+        config = self.generation_config
+        for name, default in (("length_penalty_formula", "paper"), ("max_tokens_over_source", 50)):
+            if not hasattr(config, name):
+                setattr(config, name, default)
+        # One made from the model's config alone would lose these two when it is loaded again.
+        config._from_model_config = False
+
+    def _source_lengths(
+        self, inputs: torch.Tensor | None, kwargs: dict[str, Any]
+    ) -> torch.Tensor | None:
+        """Real source tokens of each sentence, `[B]`, from whatever `generate` was given."""
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.ndim == 2:
+            return mask.sum(dim=-1)
+        if ids is not None:
+            return (ids != self.config.pad_token_id).sum(dim=-1)
+        states = kwargs.get("inputs_embeds")
+        if states is None and kwargs.get("encoder_outputs") is not None:
+            states = kwargs["encoder_outputs"][0]
+        if states is None:
+            return None
+        return torch.full((states.shape[0],), states.shape[1], device=states.device)
+
+    def _beam_search(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: Any,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> Any:
+        formula = generation_config.length_penalty_formula
+        if formula not in ("paper", "power"):
+            raise ValueError(
+                f"length_penalty_formula ({formula!r}) must be 'paper', ((5 + n) / 6)^alpha, or "
+                "'power', n^alpha"
+            )
+        if formula == "paper":
+            generation_config = copy.copy(generation_config)
+            generation_config.length_penalty = PaperLengthPenalty(generation_config.length_penalty)
+        return super()._beam_search(
+            input_ids, logits_processor, stopping_criteria, generation_config, **kwargs
+        )
+
+
+class VanillaTransformerForCausalLM(VanillaTransformerPreTrainedModel, GenerationMixin):
+    """The decoder alone as a language model: the half that GPT kept."""
+
+    _keys_to_ignore_on_load_unexpected = VanillaTransformerDecoderModel._keys_to_ignore_on_load_unexpected
+
+    def __init__(self, config: VanillaTransformerConfig):
+        super().__init__(as_single_stack(config))
+        self.model = VanillaTransformerDecoderModel(self.config)
+        self.lm_head = nn.Linear(config.d_model, config.target_vocab_size, bias=config.output_bias)
+        self._tied_weights_keys = {"lm_head.weight": tied_matrix(config, "decoder")}
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """Scores the next token at every position, and with `labels` computes the loss.
+
+        Args:
+            labels: `[B, T]`, usually `input_ids` with -100 for padding; shifted here, so that
+                position t is to predict label t + 1.
+            logits_to_keep: How many of the last positions get logits; 0 for all. Or their indices.
+            num_items_in_batch: Target tokens of the whole update, for exact gradient accumulation.
+
+        The other arguments are those of `VanillaTransformerDecoder`.
+
+        Returns:
+            `logits` `[B, T, V]` (none in training mode with `labels`) and `loss`, as in
+            `VanillaTransformerForConditionalGeneration`.
+        """
+        outputs: BaseModelOutputWithPastAndCrossAttentions = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            use_cache=use_cache if labels is None else False,
+            **kwargs,
+        )
+        if labels is not None:
+            labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        loss, logits = self._loss_and_logits(
+            outputs.last_hidden_state, labels, logits_to_keep, num_items_in_batch
+        )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class VanillaTransformerForMaskedLM(VanillaTransformerPreTrainedModel):
+    """The encoder alone, restoring masked tokens: the half that BERT kept."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\."]
+
+    def __init__(self, config: VanillaTransformerConfig):
+        super().__init__(as_single_stack(config))
+        self.model = VanillaTransformerEncoderModel(self.config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.output_bias)
+        self._tied_weights_keys = {"lm_head.weight": tied_matrix(config, "encoder")}
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        """Scores the token of every position, and with `labels` computes the loss.
+
+        Args:
+            labels: `[B, S]`, the original tokens at masked positions and -100 elsewhere.
+            num_items_in_batch: Masked tokens of the whole update, for exact accumulation.
+
+        The other arguments are those of `VanillaTransformerEncoder`.
+
+        Returns:
+            `logits` `[B, S, V]` (none in training mode with `labels`) and `loss`, as in
+            `VanillaTransformerForConditionalGeneration`.
+        """
+        outputs: BaseModelOutput = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            **kwargs,
+        )
+        loss, logits = self._loss_and_logits(
+            outputs.last_hidden_state, labels, 0, num_items_in_batch
+        )
+        return MaskedLMOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = [
+    "VanillaTransformerDecoder",
+    "VanillaTransformerDecoderModel",
+    "VanillaTransformerEncoder",
+    "VanillaTransformerEncoderModel",
+    "VanillaTransformerForCausalLM",
+    "VanillaTransformerForConditionalGeneration",
+    "VanillaTransformerForMaskedLM",
+    "VanillaTransformerModel",
+    "VanillaTransformerPreTrainedModel",
+]
