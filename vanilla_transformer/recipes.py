@@ -1,0 +1,340 @@
+"""Named complete runs as typed Python: architecture, data, optimisation, decoding, scoring."""
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from .configuration_vanilla_transformer import VanillaTransformerConfig
+from .data.corpora import load_parallel
+from .evaluation import score_translations
+from .generation import DecodingSettings, translate
+from .modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
+from .tasks.translation import encode_pairs
+from .tokenization import load_tokenizer, train_tokenizer
+from .training.checkpointing import atomic_directory
+from .training.loop import TrainingSettings, train
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A complete translation run.
+
+    Attributes:
+        name: What the command line calls it.
+        description: One line.
+        source_lang, target_lang: Languages as the corpus names them.
+        corpus: Hub id, path or `"tiny_world"`; a path given at run time takes its place.
+        train_split, validation_split: Names in the corpus.
+        test_splits: Scored at the end, with the final model.
+        train_limit: Pairs taken from the front of the training split; None for all.
+        vocab_size: Of the shared byte-pair encoding (5.1).
+        max_length: Longer training pairs are left out, in tokens of either side.
+        architecture: Arguments of `VanillaTransformerConfig`; the vocabulary comes from the data.
+        training: How to train.
+        decoding: How to translate the test sets.
+        bleu: Options of BLEU, such as `tokenize` and `lowercase`.
+        published: The figure aimed at and its source.
+    """
+
+    name: str
+    description: str
+    source_lang: str
+    target_lang: str
+    corpus: str
+    train_split: str = "train"
+    validation_split: str = "validation"
+    test_splits: tuple[str, ...] = ("test",)
+    train_limit: int | None = None
+    vocab_size: int = 37_000
+    max_length: int = 256
+    architecture: dict[str, Any] = field(default_factory=dict)
+    training: TrainingSettings = TrainingSettings()
+    decoding: DecodingSettings = DecodingSettings()
+    bleu: dict[str, Any] = field(default_factory=dict)
+    published: str = ""
+
+
+_TINY = {
+    "d_model": 128,
+    "d_ff": 256,
+    "num_heads": 4,
+    "num_encoder_layers": 4,
+    "num_decoder_layers": 4,
+    "dropout": 0.3,
+}
+_MULTI30K_TINY = Recipe(
+    name="multi30k-en-de",
+    description="Transformer-Tiny on Multi30k English to German, tokenised and lower-cased text",
+    source_lang="en",
+    target_lang="de",
+    corpus="multi30k_tok",
+    test_splits=("test_2016_flickr", "test_2017_flickr", "test_2017_mscoco"),
+    vocab_size=8000,
+    architecture=_TINY,
+    training=TrainingSettings(
+        updates=6000,
+        warmup=1000,
+        learning_rate_factor=1.8,
+        max_source_tokens=4096,
+        max_target_tokens=4096,
+        validate_every=500,
+        checkpoint_every=250,
+        average_last=5,
+        log_every=50,
+    ),
+    decoding=DecodingSettings(num_beams=5, length_penalty=0.6),
+    # The text is tokenised already: the published figures are of its tokens as they stand.
+    bleu={"tokenize": "none", "lowercase": True},
+    published="41.02 BLEU on test_2016_flickr (Transformer-Tiny, Revisit-MMT README)",
+)
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="tiny-world",
+            description="The embedded corpus, English to German, in minutes on a laptop",
+            source_lang="en",
+            target_lang="de",
+            corpus="tiny_world",
+            train_limit=20_000,
+            vocab_size=1000,
+            architecture={
+                "d_model": 128,
+                "d_ff": 256,
+                "num_heads": 4,
+                "num_encoder_layers": 2,
+                "num_decoder_layers": 2,
+                "dropout": 0.1,
+            },
+            training=TrainingSettings(
+                updates=600,
+                warmup=200,
+                learning_rate_factor=0.7,
+                max_source_tokens=4096,
+                max_target_tokens=4096,
+                validate_every=200,
+                validation_sentences=200,
+                checkpoint_every=20,
+                average_last=5,
+                log_every=20,
+            ),
+        ),
+        _MULTI30K_TINY,
+        Recipe(
+            name="wmt14-en-de-base",
+            description="The paper's base model on WMT14 English to German",
+            source_lang="en",
+            target_lang="de",
+            corpus="wmt14",
+            vocab_size=37_000,
+            training=TrainingSettings(
+                validate_every=5000, checkpoint_every=1500, precision="bf16", num_workers=2
+            ),
+            published="27.3 BLEU on newstest2014 (paper, Table 2)",
+        ),
+        Recipe(
+            name="wmt14-en-de-big",
+            description="The paper's big model on WMT14 English to German",
+            source_lang="en",
+            target_lang="de",
+            corpus="wmt14",
+            vocab_size=37_000,
+            architecture={"d_model": 1024, "d_ff": 4096, "num_heads": 16, "dropout": 0.3},
+            training=TrainingSettings(
+                updates=300_000,
+                validate_every=5000,
+                checkpoint_every=500,
+                average_last=20,
+                precision="bf16",
+                num_workers=2,
+            ),
+            published="28.4 BLEU on newstest2014 (paper, Table 2)",
+        ),
+    )
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe called `name`.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"no recipe is called {name!r}; choose from {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def execute(
+    recipe: Recipe,
+    output: Path,
+    *,
+    data: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    initial_model: str | Path | None = None,
+    streaming: bool = False,
+    num_proc: int | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Runs `recipe` from text to test scores.
+
+    Args:
+        recipe: What to run.
+        output: The run's directory; see `train` for what it holds. `recipe.json` and
+            `results.json` are written beside that.
+        data: Corpus in place of the recipe's: a folder, files or a Hub id.
+        tokenizer: Directory of a tokenizer to use instead of training one.
+        initial_model: Directory or Hub id of a model to go on from (fine-tuning), whose
+            tokenizer is then used.
+        streaming: Read the training data as a stream instead of memory-mapping it.
+        num_proc: Processes to tokenise with.
+        resume: Go on with the run in `output`.
+
+    Returns:
+        The content of `results.json`.
+
+    Raises:
+        ValueError: Data or settings that cannot be used; see `load_parallel` and `train`.
+    """
+    started = time.time()
+    corpus = recipe.corpus if data is None else data
+    languages = (recipe.source_lang, recipe.target_lang)
+    train_text, train_report = load_parallel(
+        corpus, *languages, recipe.train_split, limit=recipe.train_limit, streaming=streaming
+    )
+    validation_text, _ = load_parallel(corpus, *languages, recipe.validation_split)
+    # The test sets are opened now: a missing one should not come to light after hours.
+    tests = {split: load_parallel(corpus, *languages, split)[0] for split in recipe.test_splits}
+
+    set_seed(recipe.training.seed)
+    if resume:
+        vocabulary = load_tokenizer(output / "tokenizer")
+    elif initial_model is not None:
+        vocabulary = load_tokenizer(initial_model)
+    elif tokenizer is not None:
+        vocabulary = load_tokenizer(tokenizer)
+    else:
+        vocabulary = train_tokenizer(_both_sides(train_text), recipe.vocab_size)
+    if not resume:
+        if (output / "checkpoints").exists():
+            raise ValueError(
+                f"{output} already holds a run; resume it (--resume) or choose another directory"
+            )
+        with atomic_directory(output / "tokenizer") as directory:
+            vocabulary.save_pretrained(directory)
+        (output / "recipe.json").write_text(
+            json.dumps(dataclasses.asdict(recipe) | {"data": str(corpus)}, indent=2) + "\n", "utf-8"
+        )
+    pairs, encoding_report = encode_pairs(
+        train_text, vocabulary, max_length=recipe.max_length, num_proc=num_proc
+    )
+    model = build_model(recipe, vocabulary, initial_model)
+    result = train(
+        model,
+        vocabulary,
+        pairs,
+        validation_text,
+        output,
+        recipe.training,
+        decoding=recipe.decoding,
+        bleu=recipe.bleu,
+        resume=resume,
+    )
+    results = {
+        "recipe": recipe.name,
+        "parameters": model.num_parameters(),
+        "vocabulary": len(vocabulary),
+        "training": dataclasses.asdict(result),
+        "data": dataclasses.asdict(train_report) | {"too_long": encoding_report.too_long},
+        "tests": evaluate_tests(model, vocabulary, tests, recipe),
+        "total_seconds": time.time() - started,
+        "environment": environment(),
+    }
+    path = output / "results.json"
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    partial.replace(path)
+    return results
+
+
+def build_model(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, initial_model: str | Path | None = None
+) -> PreTrainedModel:
+    """A fresh model with the recipe's architecture and the tokenizer's vocabulary, or a loaded one.
+
+    Raises:
+        ValueError: The loaded model's vocabulary is not the tokenizer's.
+    """
+    if initial_model is None:
+        config = VanillaTransformerConfig(
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.bos_token_id,
+            **recipe.architecture,
+        )
+        return VanillaTransformerForConditionalGeneration(config)
+    model = VanillaTransformerForConditionalGeneration.from_pretrained(initial_model)
+    if model.config.vocab_size < len(tokenizer):
+        raise ValueError(
+            f"{initial_model} has {model.config.vocab_size} embeddings for a tokenizer of "
+            f"{len(tokenizer)} tokens; save the model together with its own tokenizer"
+        )
+    return model
+
+
+def evaluate_tests(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tests: dict[str, Dataset],
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """Scores of `model` on each test set, with sacreBLEU's signatures and the time taken."""
+    model.eval()
+    results: dict[str, Any] = {}
+    for split, text in tests.items():
+        started = time.monotonic()
+        found = translate(model, tokenizer, text["source"], recipe.decoding)
+        predictions = [hypotheses[0].text for hypotheses in found]
+        seconds = time.monotonic() - started
+        scores = score_translations(predictions, list(text["target"]), **recipe.bleu)
+        results[split] = {
+            "sentences": len(predictions),
+            "seconds": seconds,
+            "decoding": dataclasses.asdict(recipe.decoding),
+            **{
+                metric: {key: values[key] for key in ("score", "signature")}
+                for metric, values in scores.items()
+            },
+        }
+    return results
+
+
+def environment() -> dict[str, Any]:
+    """Hardware and versions that a measured figure depends on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _both_sides(pairs: Dataset | IterableDataset) -> Iterator[str]:
+    for batch in pairs.iter(batch_size=1000):
+        yield from batch["source"]
+        yield from batch["target"]
