@@ -1,0 +1,1 @@
+"""One file a task: features, collator and post-processing, all in one place."""
