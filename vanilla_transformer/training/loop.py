@@ -30,11 +30,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batching import TokenBudgetBatchSampler, split_batch, stream_batches
 from ..evaluation import load_metric
-from ..generation import DecodingSettings, translate
+from ..generation import PAPER_DECODING, DecodingSettings, translate
 from ..tasks.translation import encode_pairs, translation_collator
 from .checkpointing import (
     atomic_directory,
     average_checkpoints,
+    capture_random_state,
     find_checkpoints,
     latest_checkpoint,
     load_training_state,
@@ -92,9 +93,17 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for name in (
-            "updates warmup max_source_tokens max_target_tokens accumulation_steps validate_every "
-            "validation_beams checkpoint_every average_last log_every"
-        ).split():
+            "updates",
+            "warmup",
+            "max_source_tokens",
+            "max_target_tokens",
+            "accumulation_steps",
+            "validate_every",
+            "validation_beams",
+            "checkpoint_every",
+            "average_last",
+            "log_every",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
 
@@ -287,6 +296,7 @@ class Trainee:
 
     def save_checkpoint(self, sampler_state: dict[str, Any], seconds: float) -> None:
         """A checkpoint to resume from, written whole or not at all."""
+        random_states = gather_object([capture_random_state()])
         if self.accelerator.is_main_process:
             with new_checkpoint(self.run_dir, self.updates_done) as directory:
                 self.save_model(directory)
@@ -300,6 +310,7 @@ class Trainee:
                         "seconds": seconds,
                         "best_score": self.best_score,
                     },
+                    random_states=random_states,
                 )
             rotate_checkpoints(self.run_dir, keep=self.settings.average_last)
         self.accelerator.wait_for_everyone()
@@ -341,7 +352,7 @@ def train(
     run_dir: Path,
     settings: TrainingSettings,
     *,
-    decoding: DecodingSettings = DecodingSettings(),
+    decoding: DecodingSettings = PAPER_DECODING,
     bleu: dict[str, Any] | None = None,
     resume: bool = False,
 ) -> TrainingResult:
@@ -421,7 +432,10 @@ def train(
     def validate() -> dict[str, float]:
         nonlocal best
         scores = run.validate(validation_pairs, validation_text, bleu or {})
-        log("validation", {"update": run.updates_done, "epoch": epoch, **scores, "seconds": seconds()})
+        log(
+            "validation",
+            {"update": run.updates_done, "epoch": epoch, **scores, "seconds": seconds()},
+        )
         say(
             f"update {run.updates_done}: validation loss {scores['loss']:.3f}, perplexity "
             f"{scores['perplexity']:.2f}, BLEU {scores['bleu']:.2f}, {seconds() / 60:.1f} min"
@@ -542,6 +556,9 @@ def iterate_updates(
             shuffle=False,
             num_workers=run.settings.num_workers,
             pin_memory=run.accelerator.device.type == "cuda",
+            # Its own: the loader would draw a seed from the generator that dropout draws from, and
+            # a resumed run would then drop out otherwise.
+            generator=torch.Generator(),
         )
         for done, update in enumerate(loader, start=first + 1):
             yield epoch + done / len(sampler), update, sampler.state_dict(next_batch=done)
@@ -565,7 +582,12 @@ def resume_run(run: Trainee, sampler: TokenBudgetBatchSampler | None, log_path: 
     model = run.accelerator.unwrap_model(run.model)
     loaded = type(model).from_pretrained(path)
     model.load_state_dict(loaded.state_dict())
-    state = load_training_state(path, optimizer=run.optimizer, scheduler=run.scheduler)
+    state = load_training_state(
+        path,
+        optimizer=run.optimizer,
+        scheduler=run.scheduler,
+        process_index=run.accelerator.process_index,
+    )
     sampler.load_state_dict(state["sampler_state"])
     run.updates_done = state["progress"]["updates"]
     run.best_score = state["progress"]["best_score"]
@@ -584,7 +606,7 @@ def finish(run: Trainee) -> None:
     final = run.run_dir / "model"
     if run.accelerator.is_main_process:
         last = find_checkpoints(run.run_dir)[-run.settings.average_last :]
-        average_checkpoints(last, final)
+        average_checkpoints(last, final, overwrite=True)
     run.accelerator.wait_for_everyone()
     model = run.accelerator.unwrap_model(run.model)
     averaged = type(model).from_pretrained(final)

@@ -1,0 +1,1 @@
+"""Training: the loop, the paper's optimizer and schedule, checkpoints that survive a crash."""
