@@ -194,8 +194,16 @@ class VanillaTransformerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         # The other names first: what is derived below must see their values.
-        for name in [name for name in kwargs if name in self.attribute_map]:
-            setattr(self, self.attribute_map[name], kwargs.pop(name))
+        chosen: dict[str, str] = {}
+        for name in sorted(name for name in kwargs if name in self.attribute_map):
+            field, value = self.attribute_map[name], kwargs.pop(name)
+            if field in chosen and getattr(self, field) != value:
+                raise ValueError(
+                    f"{chosen[field]}={getattr(self, field)!r} and {name}={value!r} are one field "
+                    f"here, {field}, and cannot differ; give {field} alone"
+                )
+            chosen[field] = name
+            setattr(self, field, value)
         self._report_unknown_arguments(kwargs)
         if self.num_heads > 0:
             for name in ("d_k", "d_v"):
@@ -213,6 +221,8 @@ class VanillaTransformerConfig(PreTrainedConfig):
         if self.share_embeddings is None:
             self.share_embeddings = self.tie_word_embeddings and self.decoder_vocab_size is None
         super().__post_init__(**kwargs)
+        # `@strict` checks again, but what it raises then is no ValueError.
+        self.validate_architecture()
 
     @classmethod
     def from_paper(cls, name: str = "base", **overrides: Any) -> "VanillaTransformerConfig":
@@ -251,7 +261,7 @@ class VanillaTransformerConfig(PreTrainedConfig):
             )
 
     def validate_architecture(self) -> None:
-        """Refuses what cannot work; `@strict` calls it after construction.
+        """Refuses what cannot work; called at construction and by `@strict` at every saving.
 
         Raises:
             ValueError: With the value, the rule and a remedy.

@@ -58,7 +58,9 @@ class DecodingSettings:
                 f"max_tokens_over_source ({self.max_tokens_over_source}) must be at least 1, "
                 "room for the end of the sentence"
             )
-        if self.do_sample and not (self.temperature > 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
+        if self.do_sample and not (
+            self.temperature > 0 and 0 < self.top_p <= 1 and self.top_k >= 0
+        ):
             raise ValueError(
                 f"sampling needs temperature > 0, 0 < top_p <= 1 and top_k >= 0, not "
                 f"temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k}"
@@ -80,7 +82,7 @@ class DecodingSettings:
         return arguments
 
 
-GREEDY = DecodingSettings(num_beams=1)
+PAPER_DECODING = DecodingSettings()
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def translate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     lines: Iterable[str],
-    decoding: DecodingSettings = DecodingSettings(),
+    decoding: DecodingSettings = PAPER_DECODING,
     *,
     max_batch_tokens: int = 4096,
     max_source_tokens: int = 1024,

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import transformers
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .configuration_vanilla_transformer import VanillaTransformerConfig
 from .data.corpora import load_parallel
 from .evaluation import score_translations
-from .generation import DecodingSettings, translate
+from .generation import PAPER_DECODING, DecodingSettings, TranslationReport, translate
 from .modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 from .tasks.translation import encode_pairs
 from .tokenization import load_tokenizer, train_tokenizer
@@ -58,8 +58,8 @@ class Recipe:
     vocab_size: int = 37_000
     max_length: int = 256
     architecture: dict[str, Any] = field(default_factory=dict)
-    training: TrainingSettings = TrainingSettings()
-    decoding: DecodingSettings = DecodingSettings()
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    decoding: DecodingSettings = PAPER_DECODING
     bleu: dict[str, Any] = field(default_factory=dict)
     published: str = ""
 
@@ -82,14 +82,14 @@ _MULTI30K_TINY = Recipe(
     vocab_size=8000,
     architecture=_TINY,
     training=TrainingSettings(
-        updates=6000,
+        updates=4500,
         warmup=1000,
         learning_rate_factor=1.8,
         max_source_tokens=4096,
         max_target_tokens=4096,
         validate_every=500,
-        checkpoint_every=250,
-        average_last=5,
+        checkpoint_every=125,
+        average_last=8,
         log_every=50,
     ),
     decoding=DecodingSettings(num_beams=5, length_penalty=0.6),
@@ -180,7 +180,7 @@ def execute(
     recipe: Recipe,
     output: Path,
     *,
-    data: str | Path | None = None,
+    data: str | Path | Sequence[Path] | None = None,
     tokenizer: str | Path | None = None,
     initial_model: str | Path | None = None,
     streaming: bool = False,
@@ -225,7 +225,7 @@ def execute(
     elif tokenizer is not None:
         vocabulary = load_tokenizer(tokenizer)
     else:
-        vocabulary = train_tokenizer(_both_sides(train_text), recipe.vocab_size)
+        vocabulary = train_tokenizer(both_sides(train_text), recipe.vocab_size)
     if not resume:
         if (output / "checkpoints").exists():
             raise ValueError(
@@ -251,13 +251,17 @@ def execute(
         bleu=recipe.bleu,
         resume=resume,
     )
+    model.eval()
     results = {
         "recipe": recipe.name,
         "parameters": model.num_parameters(),
         "vocabulary": len(vocabulary),
         "training": dataclasses.asdict(result),
         "data": dataclasses.asdict(train_report) | {"too_long": encoding_report.too_long},
-        "tests": evaluate_tests(model, vocabulary, tests, recipe),
+        "tests": {
+            split: score_corpus(model, vocabulary, text, recipe.decoding, recipe.bleu)[0]
+            for split, text in tests.items()
+        },
         "total_seconds": time.time() - started,
         "environment": environment(),
     }
@@ -295,31 +299,71 @@ def build_model(
     return model
 
 
-def evaluate_tests(
+def load_model(
+    path_or_id: str | Path, device: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A trained model and its tokenizer, ready to translate.
+
+    Args:
+        path_or_id: A model directory, a run directory (its `model/` is taken) or a Hub id.
+        device: Where to; by default a GPU where there is one.
+
+    Raises:
+        ValueError: There is no model, or no tokenizer, or no such device.
+    """
+    path = Path(path_or_id)
+    if path.is_dir() and not (path / "config.json").exists():
+        if not (path / "model" / "config.json").exists():
+            raise ValueError(
+                f"{path} holds no model: neither config.json nor model/config.json is there; "
+                "give the directory of a model or of a finished run"
+            )
+        path = path / "model"
+    name = str(path) if path.is_dir() else str(path_or_id)
+    tokenizer = load_tokenizer(name)
+    model = AutoModelForSeq2SeqLM.from_pretrained(name)
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        device = "cpu" if accelerator is None else accelerator.type
+    try:
+        return model.eval().to(device), tokenizer
+    except RuntimeError as error:
+        raise ValueError(f"device ({device!r}) cannot be used: {error}") from error
+
+
+def score_corpus(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    tests: dict[str, Dataset],
-    recipe: Recipe,
-) -> dict[str, Any]:
-    """Scores of `model` on each test set, with sacreBLEU's signatures and the time taken."""
-    model.eval()
-    results: dict[str, Any] = {}
-    for split, text in tests.items():
-        started = time.monotonic()
-        found = translate(model, tokenizer, text["source"], recipe.decoding)
-        predictions = [hypotheses[0].text for hypotheses in found]
-        seconds = time.monotonic() - started
-        scores = score_translations(predictions, list(text["target"]), **recipe.bleu)
-        results[split] = {
-            "sentences": len(predictions),
-            "seconds": seconds,
-            "decoding": dataclasses.asdict(recipe.decoding),
-            **{
-                metric: {key: values[key] for key in ("score", "signature")}
-                for metric, values in scores.items()
-            },
-        }
-    return results
+    pairs: Dataset,
+    decoding: DecodingSettings,
+    bleu: dict[str, Any],
+    **limits: int,
+) -> tuple[dict[str, Any], list[str]]:
+    """Translates `pairs` and scores the translations.
+
+    Args:
+        bleu: `tokenize` and `lowercase` of `score_translations`.
+        limits: `max_batch_tokens` and `max_source_tokens` of `translate`.
+
+    Returns:
+        Scores with sacreBLEU's signatures, the decoding, sentences and seconds; and the
+        translations.
+    """
+    started = time.monotonic()
+    report = TranslationReport()
+    found = translate(model, tokenizer, pairs["source"], decoding, report=report, **limits)
+    predictions = [hypotheses[0].text for hypotheses in found]
+    seconds = time.monotonic() - started
+    scores = score_translations(predictions, list(pairs["target"]), **bleu)
+    results = {
+        "sentences": len(predictions),
+        "too_long": len(report.skipped),
+        "seconds": seconds,
+        "decoding": dataclasses.asdict(decoding),
+    }
+    for metric, values in scores.items():
+        results[metric] = {key: values[key] for key in ("score", "signature")}
+    return results, predictions
 
 
 def environment() -> dict[str, Any]:
@@ -334,7 +378,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _both_sides(pairs: Dataset | IterableDataset) -> Iterator[str]:
+def both_sides(pairs: Dataset | IterableDataset) -> Iterator[str]:
+    """Every source and every target of parallel text."""
     for batch in pairs.iter(batch_size=1000):
         yield from batch["source"]
         yield from batch["target"]

@@ -1,0 +1,463 @@
+"""`vanilla-transformer VERB`: parses the arguments, calls one function, prints what it gives."""
+
+import dataclasses
+import io
+import json
+import logging
+import sys
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import click
+import typer
+
+app = typer.Typer(
+    name="vanilla-transformer",
+    help='The Transformer of "Attention Is All You Need": train it, translate with it, score it.',
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+SourceLang = Annotated[
+    str, typer.Option("--source-lang", "-s", help="Language to translate from, as DATA names it.")
+]
+TargetLang = Annotated[
+    str, typer.Option("--target-lang", "-t", help="Language to translate into, as DATA names it.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1, mps ...; by default a GPU where there is one."),
+]
+Beams = Annotated[int, typer.Option(min=1, help="Beam width; 1 is greedy search.")]
+Alpha = Annotated[
+    float, typer.Option(help="Length penalty alpha: scores are divided by ((5 + n) / 6)^alpha.")
+]
+LimitOver = Annotated[
+    int, typer.Option(min=1, help="Tokens that an output may have beyond those of its source.")
+]
+BatchTokens = Annotated[
+    int, typer.Option(min=1, help="Source tokens in a batch; memory grows with it and with beams.")
+]
+MaxSourceTokens = Annotated[
+    int, typer.Option(min=1, help="A longer sentence is left out: it gives an empty line.")
+]
+
+
+@app.command()
+def tokenizer(
+    data: Annotated[
+        list[str],
+        typer.Argument(help="A corpus: folder, file, Hub id or tiny_world; or two text files."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
+    source_lang: SourceLang = "en",
+    target_lang: TargetLang = "de",
+    split: Annotated[str, typer.Option(help="Part of the corpus to learn from.")] = "train",
+    limit: Annotated[int | None, typer.Option(min=1, help="Pairs to learn from; all.")] = None,
+    vocab_size: Annotated[
+        int, typer.Option(help="Tokens wanted, special ones and 256 bytes included.")
+    ] = 37_000,
+) -> None:
+    """Train the byte-pair encoding that both languages share (paper 5.1)."""
+    from .data.corpora import load_parallel
+    from .recipes import both_sides
+    from .tokenization import train_tokenizer
+    from .training.checkpointing import atomic_directory
+
+    pairs, report = load_parallel(as_corpus(data), source_lang, target_lang, split, limit=limit)
+    trained = train_tokenizer(both_sides(pairs), vocab_size, show_progress=sys.stderr.isatty())
+    with atomic_directory(output) as directory:
+        trained.save_pretrained(directory)
+    print(f"{output}: {len(trained)} tokens, learned from {report.kept} pairs of {report.corpus}")
+    print_skipped(report.skipped)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe; --list shows them.")] = "",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The run's directory. [runs/RECIPE]")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder, file or Hub id in place of the recipe's; twice for text files."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Use this tokenizer instead of training one.")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Go on from this model, with its tokenizer (fine-tuning).")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output.")
+    ] = False,
+    updates: Annotated[int | None, typer.Option(min=1, help="training.updates")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="training.max_minutes")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="training.precision: no, bf16, fp16")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="training.seed")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change any field of the recipe, such as --set training.warmup=2000, "
+            "--set architecture.dropout=0.2 or --set target_lang=fr; may be repeated.",
+        ),
+    ] = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Read training data as a stream, with no copy.")
+    ] = False,
+    num_proc: Annotated[int | None, typer.Option(min=1, help="Processes to tokenise with.")] = None,
+    list_recipes: Annotated[
+        bool, typer.Option("--list", help="List the recipes and exit.")
+    ] = False,
+) -> None:
+    """Train a model by a recipe, from text to test scores."""
+    from .inspection.curves import plot_training
+    from .recipes import RECIPES, execute, find_recipe
+
+    if list_recipes:
+        for item in RECIPES.values():
+            print(f"{item.name:20} {item.description}")
+            if item.published:
+                print(f"{'':20} published: {item.published}")
+        return
+    if not recipe:
+        raise click.UsageError(f"name a recipe: {', '.join(RECIPES)}")
+    shortcuts = {
+        "training.updates": updates,
+        "training.max_minutes": max_minutes,
+        "training.precision": precision,
+        "training.seed": seed,
+    }
+    chosen = find_recipe(recipe)
+    for name, value in shortcuts.items():
+        if value is not None:
+            chosen = changed(chosen, name, value)
+    for item in change or []:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item!r} must be NAME=VALUE, such as training.warmup=2000")
+        chosen = changed(chosen, name, parsed(text))
+    output = output or Path("runs") / chosen.name
+    results = execute(
+        chosen,
+        output,
+        data=None if data is None else as_corpus(data),
+        tokenizer=tokenizer,
+        initial_model=init,
+        streaming=streaming,
+        num_proc=num_proc,
+        resume=resume,
+    )
+    plot_training(output / "training_log.jsonl", output / "training.png")
+    print_skipped(results["data"]["skipped"] | {"too long": results["data"]["too_long"]})
+    for split, scores in results["tests"].items():
+        print_scores(f"{split} ({scores['sentences']} sentences)", scores)
+    print(f"model: {output / 'model'}\nresults: {output / 'results.json'}")
+
+
+@app.command()
+def translate(
+    model: Annotated[str, typer.Argument(help="Model directory, run directory or Hub id.")],
+    source: Annotated[
+        Path | None, typer.Argument(metavar="[INPUT]", help="Text, a sentence a line. [stdin]")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the translations. [stdout]")
+    ] = None,
+    beams: Beams = 4,
+    alpha: Alpha = 0.6,
+    max_over_source: LimitOver = 50,
+    n_best: Annotated[
+        int,
+        typer.Option(min=1, help="Translations a sentence, each as `line ||| text ||| score`."),
+    ] = 1,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw at random (with --beams 1) instead of searching.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(help="For --sample.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="For --sample; 0 for all tokens.")] = 0,
+    top_p: Annotated[float, typer.Option(help="For --sample.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="For --sample.")] = 1,
+    batch_tokens: BatchTokens = 4096,
+    max_source_tokens: MaxSourceTokens = 1024,
+    window: Annotated[
+        int | None,
+        typer.Option(min=1, help="Lines read ahead to sort by length. [4096; 1 from a terminal]"),
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Translate a file or standard input, line by line, in the input's order."""
+    from transformers import set_seed
+
+    from .generation import DecodingSettings, TranslationReport
+    from .generation import translate as translate_lines
+    from .recipes import load_model
+
+    decoding = DecodingSettings(
+        num_beams=1 if sample else beams,
+        length_penalty=alpha,
+        max_tokens_over_source=max_over_source,
+        num_hypotheses=n_best,
+        do_sample=sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    set_seed(seed)
+    report = TranslationReport()
+    is_interactive = source is None and sys.stdin.isatty()
+    with opened_input(source) as lines, opened_output(output) as file:
+        network, vocabulary = load_model(model, device)
+        found = translate_lines(
+            network,
+            vocabulary,
+            lines,
+            decoding,
+            max_batch_tokens=batch_tokens,
+            max_source_tokens=max_source_tokens,
+            window=window or (1 if is_interactive else 4096),
+            report=report,
+        )
+        for number, hypotheses in enumerate(found, start=1):
+            for hypothesis in hypotheses:
+                # A line is a sentence: a line break inside a translation would shift all others.
+                text = " ".join(hypothesis.text.splitlines())
+                if n_best > 1:
+                    score = "-" if hypothesis.score is None else f"{hypothesis.score:.4f}"
+                    text = f"{number} ||| {text} ||| {score}"
+                file.write(text + "\n")
+            if is_interactive:
+                file.flush()
+    if report.empty or report.skipped:
+        print(
+            f"{report.lines} lines, {report.empty} of them empty, {len(report.skipped)} too long "
+            "and left empty",
+            file=sys.stderr,
+        )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model directory, run directory or Hub id.")],
+    data: Annotated[
+        list[str],
+        typer.Argument(help="A corpus: folder, file, Hub id or tiny_world; or two text files."),
+    ],
+    source_lang: SourceLang = "en",
+    target_lang: TargetLang = "de",
+    split: Annotated[str, typer.Option(help="Part of the corpus to score.")] = "test",
+    limit: Annotated[int | None, typer.Option(min=1, help="Pairs to score; all.")] = None,
+    beams: Beams = 4,
+    alpha: Alpha = 0.6,
+    max_over_source: LimitOver = 50,
+    tokenize: Annotated[
+        str, typer.Option(help="sacreBLEU's tokenizer for BLEU; none for text tokenised already.")
+    ] = "13a",
+    lowercase: Annotated[bool, typer.Option("--lowercase", help="Compare without case.")] = False,
+    batch_tokens: BatchTokens = 4096,
+    max_source_tokens: MaxSourceTokens = 1024,
+    predictions: Annotated[
+        Path | None, typer.Option(help="File to write the translations to.")
+    ] = None,
+    json_output: Annotated[
+        Path | None, typer.Option("--json", help="File to write the scores to.")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Translate a test set and score it: BLEU, chrF and TER with sacreBLEU's signatures."""
+    from .data.corpora import load_parallel
+    from .generation import DecodingSettings
+    from .recipes import load_model, score_corpus
+
+    decoding = DecodingSettings(
+        num_beams=beams, length_penalty=alpha, max_tokens_over_source=max_over_source
+    )
+    pairs, report = load_parallel(as_corpus(data), source_lang, target_lang, split, limit=limit)
+    network, vocabulary = load_model(model, device)
+    scores, translations = score_corpus(
+        network,
+        vocabulary,
+        pairs,
+        decoding,
+        {"tokenize": tokenize, "lowercase": lowercase},
+        max_batch_tokens=batch_tokens,
+        max_source_tokens=max_source_tokens,
+    )
+    if predictions is not None:
+        with opened_output(predictions) as file:
+            file.writelines(" ".join(text.splitlines()) + "\n" for text in translations)
+    if json_output is not None:
+        with opened_output(json_output) as file:
+            file.write(json.dumps(scores, indent=2) + "\n")
+    print_scores(f"{report.corpus}: {scores['sentences']} sentences", scores)
+    print_skipped(report.skipped)
+
+
+# ---------------------------------------------------------------------------------- parsing
+
+
+def as_corpus(data: list[str]) -> Any:
+    """One name or path as it is, two as a pair of text files.
+
+    Raises:
+        ValueError: More than two.
+    """
+    if len(data) > 2:
+        raise ValueError(f"give one corpus or two text files, not {len(data)}: {', '.join(data)}")
+    return data[0] if len(data) == 1 else [Path(path) for path in data]
+
+
+def parsed(text: str) -> Any:
+    """A number, `true`, `null`, a list ... as JSON writes it, else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def changed(instance: Any, name: str, value: Any) -> Any:
+    """A copy of a dataclass with the field `name`, dotted for one inside another, set to `value`.
+
+    Raises:
+        ValueError: There is no such field, or the value is of another type.
+    """
+    first, _, rest = name.partition(".")
+    types = typing.get_type_hints(type(instance))
+    if first not in types:
+        raise ValueError(f"{type(instance).__name__} has no field {first!r}; {', '.join(types)}")
+    current = getattr(instance, first)
+    if rest:
+        if dataclasses.is_dataclass(current):
+            return dataclasses.replace(instance, **{first: changed(current, rest, value)})
+        if isinstance(current, dict):
+            return dataclasses.replace(instance, **{first: {**current, rest: value}})
+        raise ValueError(f"{first} has no parts, so {name} names nothing")
+    if types[first] is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(value, list) and isinstance(current, tuple):
+        value = tuple(value)
+    if not is_instance(value, types[first]):
+        expected = getattr(types[first], "__name__", str(types[first]))
+        raise ValueError(f"{name} ({value!r}) must be {expected}")
+    return dataclasses.replace(instance, **{first: value})
+
+
+def is_instance(value: Any, annotation: Any) -> bool:
+    """Whether `value` is what a field's annotation allows: a class, a union or a Literal."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return value in typing.get_args(annotation)
+    arguments = typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    if origin in (tuple, dict, list):
+        return isinstance(value, origin)
+    if arguments:
+        return any(is_instance(value, argument) for argument in arguments)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, annotation)
+
+
+# --------------------------------------------------------------------------- files and printing
+
+
+@contextmanager
+def opened_input(path: Path | None) -> Iterator[Iterator[str]]:
+    """Lines of a file or of standard input, decoded as UTF-8."""
+    if path is None:
+        yield decoded(sys.stdin.buffer, "standard input")
+        return
+    with open(path, "rb") as file:
+        yield decoded(file, str(path))
+
+
+def decoded(file: BinaryIO, name: str) -> Iterator[str]:
+    """Lines of text without their ends.
+
+    Raises:
+        ValueError: Bytes that are not UTF-8, with the line and the byte.
+    """
+    for number, line in enumerate(file, start=1):
+        try:
+            yield line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{name}, line {number}: byte {error.start + 1} "
+                f"(0x{line[error.start]:02x}) is not UTF-8; convert the text, "
+                "for instance with iconv"
+            ) from error
+
+
+@contextmanager
+def opened_output(path: Path | None) -> Iterator[typing.TextIO]:
+    """Standard output, or a file that appears under its name only when it is complete."""
+    if path is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    partial = path.with_name(f".tmp-{path.name}")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def print_scores(title: str, scores: dict[str, Any]) -> None:
+    """BLEU, chrF and TER, each with its signature."""
+    print(title)
+    for metric, name in (("bleu", "BLEU"), ("chrf", "chrF"), ("ter", "TER")):
+        print(f"  {name:5} {scores[metric]['score']:6.2f}  {scores[metric]['signature']}")
+
+
+def print_skipped(skipped: dict[str, int]) -> None:
+    """How many pairs were left out and why."""
+    for reason, count in skipped.items():
+        if count:
+            print(f"left out: {count} pairs, {reason}", file=sys.stderr)
+
+
+def main() -> None:
+    """Runs the command line; a wrong argument or a bad file gives one line, not a traceback."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers.utils import logging as transformers_logging
+
+    logging.basicConfig(level=logging.WARNING, format="vanilla-transformer: %(message)s")
+    transformers_logging.disable_progress_bar()
+    try:
+        status = app(standalone_mode=False)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "vanilla-transformer"
+        fail(f"{error.format_message()} ({command} --help tells more)", 2)
+    except click.ClickException as error:
+        fail(error.format_message(), 1)
+    except (KeyboardInterrupt, click.Abort):
+        fail("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read the output has read enough. Leave quietly, also from the flush at exit.
+        sys.stderr.close()
+        sys.exit(141)
+    except StrictDataclassError as error:
+        fail(str(error).splitlines()[-1].strip(), 1)
+    except (ValueError, OSError, FloatingPointError) as error:
+        fail(" ".join(str(error).split()), 1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def fail(message: str, status: int) -> typing.NoReturn:
+    """Prints one line to standard error and exits."""
+    print(f"vanilla-transformer: {message}", file=sys.stderr)
+    sys.exit(status)
