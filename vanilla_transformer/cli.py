@@ -4,10 +4,11 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import sys
 import typing
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -124,10 +125,10 @@ def train(
     from .recipes import RECIPES, execute, find_recipe
 
     if list_recipes:
-        for item in RECIPES.values():
-            print(f"{item.name:20} {item.description}")
-            if item.published:
-                print(f"{'':20} published: {item.published}")
+        for listed in RECIPES.values():
+            print(f"{listed.name:20} {listed.description}")
+            if listed.published:
+                print(f"{'':20} published: {listed.published}")
         return
     if not recipe:
         raise click.UsageError(f"name a recipe: {', '.join(RECIPES)}")
@@ -282,22 +283,26 @@ def evaluate(
         num_beams=beams, length_penalty=alpha, max_tokens_over_source=max_over_source
     )
     pairs, report = load_parallel(as_corpus(data), source_lang, target_lang, split, limit=limit)
-    network, vocabulary = load_model(model, device)
-    scores, translations = score_corpus(
-        network,
-        vocabulary,
-        pairs,
-        decoding,
-        {"tokenize": tokenize, "lowercase": lowercase},
-        max_batch_tokens=batch_tokens,
-        max_source_tokens=max_source_tokens,
-    )
-    if predictions is not None:
-        with opened_output(predictions) as file:
-            file.writelines(" ".join(text.splitlines()) + "\n" for text in translations)
-    if json_output is not None:
-        with opened_output(json_output) as file:
-            file.write(json.dumps(scores, indent=2) + "\n")
+    # Opened first: a file that cannot be written should not come to light after the translation.
+    with ExitStack() as files:
+        text_file, json_file = (
+            None if path is None else files.enter_context(opened_output(path))
+            for path in (predictions, json_output)
+        )
+        network, vocabulary = load_model(model, device)
+        scores, translations = score_corpus(
+            network,
+            vocabulary,
+            pairs,
+            decoding,
+            {"tokenize": tokenize, "lowercase": lowercase},
+            max_batch_tokens=batch_tokens,
+            max_source_tokens=max_source_tokens,
+        )
+        if text_file is not None:
+            text_file.writelines(" ".join(text.splitlines()) + "\n" for text in translations)
+        if json_file is not None:
+            json_file.write(json.dumps(scores, indent=2) + "\n")
     print_scores(f"{report.corpus}: {scores['sentences']} sentences", scores)
     print_skipped(report.skipped)
 
@@ -407,7 +412,16 @@ def opened_output(path: Path | None) -> Iterator[typing.TextIO]:
         yield sys.stdout
         sys.stdout.flush()
         return
-    partial = path.with_name(f".tmp-{path.name}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory; name a file to write")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no directory {path.parent}")
+    if path.exists() and not path.is_file():
+        # A pipe or a device such as /dev/null must not be replaced by a file.
+        with open(path, "w", encoding="utf-8") as file:
+            yield file
+        return
+    partial = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         with open(partial, "w", encoding="utf-8") as file:
             yield file
@@ -433,6 +447,7 @@ def print_skipped(skipped: dict[str, int]) -> None:
 def main() -> None:
     """Runs the command line; a wrong argument or a bad file gives one line, not a traceback."""
     from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
     logging.basicConfig(level=logging.WARNING, format="vanilla-transformer: %(message)s")
@@ -452,7 +467,8 @@ def main() -> None:
         sys.exit(141)
     except StrictDataclassError as error:
         fail(str(error).splitlines()[-1].strip(), 1)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, RuntimeError, SafetensorError) as error:
+        # RuntimeError: what torch says of a device that is full or weights that do not fit.
         fail(" ".join(str(error).split()), 1)
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -91,7 +91,7 @@ class VanillaTransformerConfig(PreTrainedConfig):
         layer_norm_eps: The paper gives none; 1e-6 is that of its authors' Tensor2Tensor.
             transformers' Marian and FSMT, and fairseq, have 1e-5.
         position_encoding: How position p and the pair of dimensions i become numbers:
-            `"interleaved"`: sin and cos in turn, frequency 10000^(-2i/d_model) (paper 3.5; OpenNMT);
+            `"interleaved"`: sin and cos in turn, frequency 10000^(-2i/d_model) (3.5; OpenNMT);
             `"concatenated"`: all sines, then all cosines, same frequencies (MarianMT in
             transformers, Sockeye);
             `"concatenated_inclusive"`: all sines, then all cosines, frequencies
@@ -149,16 +149,16 @@ class VanillaTransformerConfig(PreTrainedConfig):
         "hidden_act": "activation",
     }
     base_model_tp_plan = {
-        "*.layers.*.self_attn.q_proj": "colwise",
-        "*.layers.*.self_attn.k_proj": "colwise",
-        "*.layers.*.self_attn.v_proj": "colwise",
-        "*.layers.*.self_attn.o_proj": "rowwise",
-        "*.layers.*.cross_attn.q_proj": "colwise",
-        "*.layers.*.cross_attn.k_proj": "colwise",
-        "*.layers.*.cross_attn.v_proj": "colwise",
-        "*.layers.*.cross_attn.o_proj": "rowwise",
-        "*.layers.*.fc1": "colwise",
-        "*.layers.*.fc2": "rowwise",
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.cross_attn.q_proj": "colwise",
+        "layers.*.cross_attn.k_proj": "colwise",
+        "layers.*.cross_attn.v_proj": "colwise",
+        "layers.*.cross_attn.o_proj": "rowwise",
+        "layers.*.fc1": "colwise",
+        "layers.*.fc2": "rowwise",
     }
 
     vocab_size: int = 37_000
@@ -266,10 +266,19 @@ class VanillaTransformerConfig(PreTrainedConfig):
         Raises:
             ValueError: With the value, the rule and a remedy.
         """
-        for name in (
-            "vocab_size d_model d_ff num_heads num_encoder_layers num_decoder_layers d_k d_v "
-            "decoder_d_ff decoder_vocab_size max_position_embeddings"
-        ).split():
+        for name in [
+            "vocab_size",
+            "d_model",
+            "d_ff",
+            "num_heads",
+            "num_encoder_layers",
+            "num_decoder_layers",
+            "d_k",
+            "d_v",
+            "decoder_d_ff",
+            "decoder_vocab_size",
+            "max_position_embeddings",
+        ]:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} ({value}) must be at least 1")

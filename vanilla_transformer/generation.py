@@ -47,11 +47,17 @@ class DecodingSettings:
                 f"num_beams ({self.num_beams}) and num_hypotheses ({self.num_hypotheses}) must be "
                 "at least 1"
             )
-        if self.num_hypotheses > self.num_beams and not self.do_sample:
+        is_plain_sampling = self.do_sample and self.num_beams == 1
+        if self.num_hypotheses > self.num_beams and not is_plain_sampling:
             raise ValueError(
                 f"num_hypotheses ({self.num_hypotheses}) cannot exceed num_beams "
                 f"({self.num_beams}): a beam ends with that many; "
-                f"try num_beams={self.num_hypotheses} or sampling"
+                f"try num_beams={self.num_hypotheses}, or sampling with num_beams=1"
+            )
+        if self.length_penalty_formula not in ("paper", "power"):
+            raise ValueError(
+                f"length_penalty_formula ({self.length_penalty_formula!r}) must be 'paper', "
+                "((5 + n) / 6)^alpha, or 'power', n^alpha"
             )
         if self.max_tokens_over_source < 1:
             raise ValueError(

@@ -134,7 +134,8 @@ class VanillaTransformerAttention(nn.Module):
         self.layer_idx = layer_idx
         # SDPA takes an attention without this attribute for a causal one.
         self.is_causal = is_causal
-        assert config.d_k is not None and config.d_v is not None
+        assert config.d_k is not None
+        assert config.d_v is not None
         self.d_k, self.d_v = config.d_k, config.d_v
         self.scaling = self.d_k**-0.5
         keys, values = config.num_heads * self.d_k, config.num_heads * self.d_v
@@ -194,10 +195,35 @@ class VanillaTransformerAttention(nn.Module):
 # -------------------------------------------------------------------------------------- layers
 
 
+class VanillaTransformerDropout(nn.Dropout):
+    """Dropout (5.4) that costs a sixth of torch's on a CPU, and is torch's own elsewhere.
+
+    torch draws there one number after another for each element. Here one 64-bit draw of the same
+    generator decides four elements, by 16 bits each: P_drop is rounded to a multiple of 2^-16.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Zeroes elements with probability P_drop and scales the others by 1 / (1 - P_drop)."""
+        if (
+            not self.training
+            or self.p == 0
+            or hidden_states.device.type != "cpu"
+            or torch.compiler.is_compiling()
+        ):
+            return super().forward(hidden_states)
+        count = hidden_states.numel()
+        draws = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        lanes = draws.view(torch.int16)[:count].view(hidden_states.shape)
+        is_kept = lanes >= round(self.p * 2**16) - 2**15
+        return hidden_states * is_kept.to(hidden_states.dtype).mul_(1 / (1 - self.p))
+
+
 class VanillaTransformerLayer(GradientCheckpointingLayer):
     """What an encoder and a decoder layer share: self-attention, feed-forward, residual sums."""
 
-    def __init__(self, config: VanillaTransformerConfig, layer_idx: int, d_ff: int, is_causal: bool):
+    def __init__(
+        self, config: VanillaTransformerConfig, layer_idx: int, d_ff: int, is_causal: bool
+    ):
         super().__init__()
         self.is_pre_norm = config.layer_norm_position == "pre"
         self.self_attn = VanillaTransformerAttention(config, layer_idx, is_causal=is_causal)
@@ -207,7 +233,7 @@ class VanillaTransformerLayer(GradientCheckpointingLayer):
         self.activation = ACT2FN[config.activation]
         self.fc2 = nn.Linear(d_ff, config.d_model)
         self.ffn_layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = VanillaTransformerDropout(config.dropout)
 
     def add_sublayer(
         self,
@@ -430,7 +456,7 @@ class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
         if config.position_encoding == "learned":
             assert config.max_position_embeddings is not None
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = VanillaTransformerDropout(config.dropout)
         self.layers = layers
         if config.layer_norm_position == "pre":
             self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
@@ -504,10 +530,10 @@ class VanillaTransformerEncoder(VanillaTransformerStack):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Encodes the source.
@@ -573,13 +599,13 @@ class VanillaTransformerDecoder(VanillaTransformerStack):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
@@ -664,12 +690,12 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
 
     Both gradients are computed in the forward pass, while a chunk's logits are at hand, so that
     logits of one chunk exist at any moment instead of those of all rows. With
-    q = (1 - eps) onehot(y) + eps / V the loss of a row is logsumexp(z) - (1 - eps) z_y - eps mean(z)
-    and its gradient softmax(z) - q; the uniform part of q is of rank one and never materialised.
+    q = (1 - eps) onehot(y) + eps / V a row's loss is logsumexp(z) - (1 - eps) z_y - eps mean(z) and
+    its gradient softmax(z) - q; the uniform part of q is of rank one and never materialised.
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: torch.Tensor,
         weight: torch.Tensor,
@@ -700,7 +726,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         rows, d_model = hidden.shape
         vocab_size = weight.shape[0]
         # Rows whose label is ignored keep a place, with no share in loss and gradients.
-        row_scale = (labels != IGNORE_INDEX).float() * scale
+        row_share = (labels != IGNORE_INDEX).float()
         target = labels.clamp_min(0)
         confidence, uniform = 1.0 - smoothing, smoothing / vocab_size
         cast_weight = weight.to(dtype)
@@ -717,7 +743,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         buffer = hidden.new_empty((chunk, vocab_size), dtype=dtype)
         for start in range(0, rows, max(1, chunk)):
             rows_of = slice(start, min(start + chunk, rows))
-            h, y, share = hidden[rows_of].to(dtype), target[rows_of], row_scale[rows_of]
+            h, y, share = hidden[rows_of].to(dtype), target[rows_of], row_share[rows_of]
             logits = torch.mm(h, cast_weight.t(), out=buffer[: h.shape[0]]).float()
             if bias is not None:
                 logits += bias
@@ -743,20 +769,23 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
                 weight_grad += torch.mm(grad.t(), h)
             if bias_grad is not None:
                 bias_grad += logits.sum(dim=0)
-        weight_grad -= uniform * (row_scale @ hidden.float())
+        weight_grad -= uniform * (row_share @ hidden.float())
         if bias_grad is not None:
-            bias_grad -= uniform * row_scale.sum()
-            bias_grad = bias_grad.to(weight.dtype)
-        ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype), bias_grad)
-        return loss
+            bias_grad -= uniform * row_share.sum()
+        # The division by the number of tokens waits for the backward pass, where a gradient scaler
+        # meets it: the share of one token in a large update is below what fp16 can hold.
+        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad, scale)
+        ctx.weight_dtype = weight.dtype
+        return loss * scale
 
     @staticmethod
-    def backward(ctx: Any, loss_grad: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
+    def backward(ctx: Any, loss_grad: torch.Tensor) -> tuple[Any, ...]:
+        hidden_grad, weight_grad, bias_grad, scale = ctx.saved_tensors
+        factor = loss_grad.float() * scale
         return (
-            hidden_grad * loss_grad.to(hidden_grad.dtype),
-            weight_grad * loss_grad.to(weight_grad.dtype),
-            None if bias_grad is None else bias_grad * loss_grad.to(bias_grad.dtype),
+            (hidden_grad.float() * factor).to(hidden_grad.dtype),
+            (weight_grad * factor).to(ctx.weight_dtype),
+            None if bias_grad is None else (bias_grad * factor).to(ctx.weight_dtype),
             None,
             None,
             None,
@@ -800,7 +829,7 @@ def language_model_loss(
     if num_items_in_batch is None:
         count = (labels != IGNORE_INDEX).sum().clamp_min(1)
     else:
-        count = torch.as_tensor(num_items_in_batch, device=hidden.device)
+        count = torch.as_tensor(num_items_in_batch, device=hidden.device).reshape(())
     return _ProjectedCrossEntropy.apply(
         hidden, lm_head.weight, lm_head.bias, labels, 1.0 / count, float(label_smoothing)
     )
@@ -839,15 +868,14 @@ def shift_right(
         Decoder input `[B, T]` and its mask `[B, T]`, False on padding before the start.
     """
     is_label = labels != IGNORE_INDEX
-    previous = torch.roll(labels, 1, dims=-1)
-    is_before = is_label.cumsum(dim=-1) == 0
-    is_first = (is_label.cumsum(dim=-1) == 1) & is_label
+    seen = is_label.cumsum(dim=-1)
+    is_first = is_label & (seen == 1)
     # A row without any label starts at its first position.
-    is_first[:, 0] |= ~is_label.any(dim=-1)
-    shifted = previous.masked_fill(is_first, start_token_id)
-    shifted = shifted.masked_fill((shifted == IGNORE_INDEX) | is_before, pad_token_id)
-    shifted = torch.where(is_first, start_token_id, shifted)
-    return shifted, ~is_before | is_first
+    is_first[:, 0] |= seen[:, -1] == 0
+    previous = labels.roll(1, dims=-1)
+    is_padding = (seen == 0) | (previous == IGNORE_INDEX)
+    shifted = previous.masked_fill(is_padding, pad_token_id).masked_fill(is_first, start_token_id)
+    return shifted, (seen > 0) | is_first
 
 
 # ---------------------------------------------------------------------------- model and its halves
@@ -856,7 +884,7 @@ def shift_right(
 class VanillaTransformerStacks(VanillaTransformerPreTrainedModel):
     """Holds one stack or both, and the matrix that they share (3.4) under the name `shared`.
 
-    Every class below uses these names, so that one checkpoint serves the whole model and its halves.
+    Every class below uses these names, so one checkpoint serves the whole model and its halves.
     """
 
     def __init__(self, config: VanillaTransformerConfig, **stacks: VanillaTransformerStack):
@@ -899,16 +927,16 @@ class VanillaTransformerModel(VanillaTransformerStacks):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        decoder_position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        decoder_position_ids: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqModelOutput:
@@ -931,19 +959,21 @@ class VanillaTransformerModel(VanillaTransformerStacks):
             # The decoder, too, must not attend to padding of the source.
             attention_mask = input_ids != self.config.pad_token_id
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(
+            encoded = self.encoder(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 inputs_embeds=inputs_embeds,
                 position_ids=position_ids,
                 **kwargs,
             )
-        elif not isinstance(encoder_outputs, BaseModelOutput):
-            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        elif isinstance(encoder_outputs, tuple):
+            encoded = BaseModelOutput(*encoder_outputs)
+        else:
+            encoded = encoder_outputs
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
-            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoded.last_hidden_state,
             encoder_attention_mask=attention_mask,
             past_key_values=past_key_values,
             inputs_embeds=decoder_inputs_embeds,
@@ -957,9 +987,9 @@ class VanillaTransformerModel(VanillaTransformerStacks):
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
         )
 
 
@@ -975,10 +1005,10 @@ class VanillaTransformerEncoderModel(VanillaTransformerStacks):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """See `VanillaTransformerEncoder`."""
@@ -1007,11 +1037,11 @@ class VanillaTransformerDecoderModel(VanillaTransformerStacks):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
@@ -1029,7 +1059,9 @@ class VanillaTransformerDecoderModel(VanillaTransformerStacks):
 
 def tied_matrix(config: VanillaTransformerConfig, stack: str) -> str:
     """Name of the embedding that the output layer after `stack` is tied to (3.4)."""
-    return "model.shared.weight" if config.share_embeddings else f"model.{stack}.embed_tokens.weight"
+    return (
+        "model.shared.weight" if config.share_embeddings else f"model.{stack}.embed_tokens.weight"
+    )
 
 
 def as_single_stack(config: VanillaTransformerConfig) -> VanillaTransformerConfig:
@@ -1058,28 +1090,32 @@ class OutputLengthLimit(LogitsProcessor):
         self.prompt_length = prompt_length
         self.eos_token_ids = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`input_ids` `[B * beams, L]`, `scores` `[B * beams, V]`: at the limit only `</s>`."""
         limits = self.limits.to(scores.device)
         limits = limits.repeat_interleave(scores.shape[0] // limits.shape[0])
         must_end = input_ids.shape[1] - self.prompt_length + 1 >= limits
+        # What forbids the end, a minimal length say, goes first: some token must remain.
+        must_end &= (scores[:, self.eos_token_ids] > -math.inf).any(dim=-1)
         ended = torch.full_like(scores, -math.inf)
         ended[:, self.eos_token_ids] = scores[:, self.eos_token_ids]
         return torch.where(must_end.unsqueeze(1), ended, scores)
 
 
 class PaperLengthPenalty(float):
-    """alpha of the paper's length penalty lp(n) = ((5 + n) / 6)^alpha (6.1; Wu et al. 2016, eq. 14).
+    """alpha of the paper's lp(n) = ((5 + n) / 6)^alpha (6.1; Wu et al. 2016, eq. 14).
 
     transformers divides the score of a beam of n tokens by `n ** length_penalty`; an exponent of
     this type gives that same expression the paper's value.
     """
 
-    def __rpow__(self, length: float, modulo: None = None) -> float:  # type: ignore[override]
+    def __rpow__(self, length: float, modulo: None = None) -> float:
         return ((5.0 + length) / 6.0) ** float(self)
 
 
-class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedModel, GenerationMixin):
+class VanillaTransformerForConditionalGeneration(
+    VanillaTransformerPreTrainedModel, GenerationMixin
+):
     """The paper's model: encoder, decoder and an output layer (Figure 1).
 
     `generate` follows the paper where `generation_config` says so, through two fields of this
@@ -1110,17 +1146,17 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        decoder_position_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        decoder_position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
@@ -1187,7 +1223,7 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
             encoder_attentions=outputs.encoder_attentions,
         )
 
-    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs: Any) -> dict:
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict:
         """As in transformers, with positions from the decoder's mask before it becomes 4-D."""
         mask = kwargs.get("decoder_attention_mask")
         if mask is not None and mask.ndim == 2 and kwargs.get("decoder_position_ids") is None:
@@ -1219,13 +1255,27 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
             value = getattr(settings, name, None)
             return value if value is not None else getattr(self.generation_config, name)
 
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        if ids is not None and kwargs.get("attention_mask") is None:
+            # As in `forward`: the decoder, which never sees the ids, must not attend to padding.
+            kwargs["attention_mask"] = (ids != self.config.pad_token_id).long()
         has_limit = setting("max_length") is not None or setting("max_new_tokens") is not None
-        lengths = None if has_limit else self._source_lengths(inputs, kwargs)
+        lengths = None if has_limit else self._source_lengths(kwargs)
         if lengths is not None:
             limits = lengths + setting("max_tokens_over_source")
-            kwargs["max_new_tokens"] = int(limits.max())
-            prompt = kwargs.get("decoder_input_ids")
-            prompt_length = 1 if prompt is None else prompt.shape[1]
+            if generation_config is None:
+                kwargs["max_new_tokens"] = int(limits.max())
+            else:
+                # transformers warns of a configuration together with arguments.
+                generation_config = copy.copy(generation_config)
+                generation_config.max_new_tokens = int(limits.max())
+            prompt, prompt_length = kwargs.get("decoder_input_ids"), 1
+            if prompt is not None:
+                start = setting("decoder_start_token_id")
+                start = torch.as_tensor(setting("bos_token_id") if start is None else start)
+                # transformers puts the start before prompts of which none begins with it.
+                is_started = bool((prompt[:, 0] == start.to(prompt.device)).any())
+                prompt_length = prompt.shape[1] + (not is_started)
             if (eos_token_id := setting("eos_token_id")) is not None:
                 limit = OutputLengthLimit(limits, prompt_length, eos_token_id)
                 logits_processor = LogitsProcessorList([*(logits_processor or []), limit])
@@ -1244,16 +1294,11 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
         # One made from the model's config alone would lose these two when it is loaded again.
         config._from_model_config = False
 
-    def _source_lengths(
-        self, inputs: torch.Tensor | None, kwargs: dict[str, Any]
-    ) -> torch.Tensor | None:
+    def _source_lengths(self, kwargs: dict[str, Any]) -> torch.Tensor | None:
         """Real source tokens of each sentence, `[B]`, from whatever `generate` was given."""
-        ids = inputs if inputs is not None else kwargs.get("input_ids")
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.ndim == 2:
             return mask.sum(dim=-1)
-        if ids is not None:
-            return (ids != self.config.pad_token_id).sum(dim=-1)
         states = kwargs.get("inputs_embeds")
         if states is None and kwargs.get("encoder_outputs") is not None:
             states = kwargs["encoder_outputs"][0]
@@ -1263,7 +1308,7 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
 
     def _beam_search(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: Any,
         generation_config: GenerationConfig,
@@ -1286,7 +1331,9 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
 class VanillaTransformerForCausalLM(VanillaTransformerPreTrainedModel, GenerationMixin):
     """The decoder alone as a language model: the half that GPT kept."""
 
-    _keys_to_ignore_on_load_unexpected = VanillaTransformerDecoderModel._keys_to_ignore_on_load_unexpected
+    _keys_to_ignore_on_load_unexpected = (
+        VanillaTransformerDecoderModel._keys_to_ignore_on_load_unexpected
+    )
 
     def __init__(self, config: VanillaTransformerConfig):
         super().__init__(as_single_stack(config))
@@ -1298,12 +1345,12 @@ class VanillaTransformerForCausalLM(VanillaTransformerPreTrainedModel, Generatio
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
@@ -1361,11 +1408,11 @@ class VanillaTransformerForMaskedLM(VanillaTransformerPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:

@@ -1,10 +1,11 @@
 """Named complete runs as typed Python: architecture, data, optimisation, decoding, scoring."""
 
 import dataclasses
+import difflib
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from datasets import Dataset, IterableDataset
+from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .configuration_vanilla_transformer import VanillaTransformerConfig
@@ -63,6 +65,27 @@ class Recipe:
     bleu: dict[str, Any] = field(default_factory=dict)
     published: str = ""
 
+    def __post_init__(self) -> None:
+        _check_names("architecture", self.architecture, _ARCHITECTURE_NAMES)
+        _check_names("bleu", self.bleu, ("tokenize", "lowercase"))
+        # Dimensions that cannot work should not come to light after the data are read.
+        VanillaTransformerConfig(vocab_size=self.vocab_size, **self.architecture)
+
+
+# Sizes and ids of the vocabulary come from the tokenizer.
+_ARCHITECTURE_NAMES = (
+    set(VanillaTransformerConfig.__dataclass_fields__) | set(VanillaTransformerConfig.attribute_map)
+) - {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"}
+
+
+def _check_names(field_name: str, given: dict[str, Any], known: Collection[str]) -> None:
+    """Refuses a name that would have no effect."""
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise ValueError(f"{field_name} has no field {name!r}{hint}")
+
 
 _TINY = {
     "d_model": 128,
@@ -82,15 +105,15 @@ _MULTI30K_TINY = Recipe(
     vocab_size=8000,
     architecture=_TINY,
     training=TrainingSettings(
-        updates=4500,
-        warmup=1000,
-        learning_rate_factor=1.8,
-        max_source_tokens=4096,
-        max_target_tokens=4096,
-        validate_every=500,
-        checkpoint_every=125,
+        updates=10_000,
+        warmup=2000,
+        learning_rate_factor=1.75,
+        max_source_tokens=2048,
+        max_target_tokens=2048,
+        validate_every=1000,
+        checkpoint_every=250,
         average_last=8,
-        log_every=50,
+        log_every=100,
     ),
     decoding=DecodingSettings(num_beams=5, length_penalty=0.6),
     # The text is tokenised already: the published figures are of its tokens as they stand.
@@ -111,22 +134,23 @@ RECIPES: dict[str, Recipe] = {
             vocab_size=1000,
             architecture={
                 "d_model": 128,
-                "d_ff": 256,
+                "d_ff": 512,
                 "num_heads": 4,
                 "num_encoder_layers": 2,
                 "num_decoder_layers": 2,
-                "dropout": 0.1,
+                # Unlimited data of one grammar: there is nothing to overfit to.
+                "dropout": 0.0,
             },
             training=TrainingSettings(
-                updates=600,
-                warmup=200,
-                learning_rate_factor=0.7,
-                max_source_tokens=4096,
-                max_target_tokens=4096,
-                validate_every=200,
+                updates=900,
+                warmup=100,
+                learning_rate_factor=0.25,
+                max_source_tokens=2048,
+                max_target_tokens=2048,
+                validate_every=300,
                 validation_sentences=200,
                 checkpoint_every=20,
-                average_last=5,
+                average_last=10,
                 log_every=20,
             ),
         ),
@@ -208,6 +232,19 @@ def execute(
         ValueError: Data or settings that cannot be used; see `load_parallel` and `train`.
     """
     started = time.time()
+    beginnings = {"resume": resume, "initial_model": initial_model, "tokenizer": tokenizer}
+    given = [name for name, value in beginnings.items() if value]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other: each brings a tokenizer")
+    has_run = (output / "checkpoints").exists()
+    if has_run and not resume:
+        raise ValueError(
+            f"{output} already holds a run; resume it (--resume) or choose another directory"
+        )
+    if resume and not has_run:
+        raise ValueError(f"{output} holds no run to resume; leave --resume out to begin one")
+    if initial_model is not None:
+        initial_model = locate_model(initial_model)
     corpus = recipe.corpus if data is None else data
     languages = (recipe.source_lang, recipe.target_lang)
     train_text, train_report = load_parallel(
@@ -226,20 +263,19 @@ def execute(
         vocabulary = load_tokenizer(tokenizer)
     else:
         vocabulary = train_tokenizer(both_sides(train_text), recipe.vocab_size)
+    model = build_model(recipe, vocabulary, initial_model)
     if not resume:
-        if (output / "checkpoints").exists():
-            raise ValueError(
-                f"{output} already holds a run; resume it (--resume) or choose another directory"
-            )
         with atomic_directory(output / "tokenizer") as directory:
             vocabulary.save_pretrained(directory)
+        data_name = (
+            str(corpus) if isinstance(corpus, str | Path) else [str(path) for path in corpus]
+        )
         (output / "recipe.json").write_text(
-            json.dumps(dataclasses.asdict(recipe) | {"data": str(corpus)}, indent=2) + "\n", "utf-8"
+            json.dumps(dataclasses.asdict(recipe) | {"data": data_name}, indent=2) + "\n", "utf-8"
         )
     pairs, encoding_report = encode_pairs(
         train_text, vocabulary, max_length=recipe.max_length, num_proc=num_proc
     )
-    model = build_model(recipe, vocabulary, initial_model)
     result = train(
         model,
         vocabulary,
@@ -299,6 +335,42 @@ def build_model(
     return model
 
 
+def locate_model(path_or_id: str | Path) -> str:
+    """What `from_pretrained` is to be given: a model's directory, or a Hub id that is there.
+
+    Args:
+        path_or_id: A model directory, a run directory (its `model/` is taken) or a Hub id.
+
+    Raises:
+        ValueError: There is no model.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        for directory in (path, path / "model"):
+            if (directory / "config.json").exists():
+                return str(directory)
+        raise ValueError(
+            f"{path} holds no model: neither config.json nor model/config.json is there; "
+            "give the directory of a model or of a finished run"
+        )
+    name = str(path_or_id)
+    if path.exists():
+        raise ValueError(f"{path} is a file; give the directory of a model or of a run")
+    try:
+        is_cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+        if not is_cached:
+            # Asked once: `from_pretrained` would repeat itself for the better part of a minute.
+            HfApi().model_info(name, timeout=10)
+    # The errors of the Hub's client and of its HTTP library have no common base.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{name} is neither a directory nor a model that the Hub gave ({reason}); check the "
+            "path, or the id and the network"
+        ) from error
+    return name
+
+
 def load_model(
     path_or_id: str | Path, device: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -311,15 +383,7 @@ def load_model(
     Raises:
         ValueError: There is no model, or no tokenizer, or no such device.
     """
-    path = Path(path_or_id)
-    if path.is_dir() and not (path / "config.json").exists():
-        if not (path / "model" / "config.json").exists():
-            raise ValueError(
-                f"{path} holds no model: neither config.json nor model/config.json is there; "
-                "give the directory of a model or of a finished run"
-            )
-        path = path / "model"
-    name = str(path) if path.is_dir() else str(path_or_id)
+    name = locate_model(path_or_id)
     tokenizer = load_tokenizer(name)
     model = AutoModelForSeq2SeqLM.from_pretrained(name)
     if device is None:
@@ -368,14 +432,21 @@ def score_corpus(
 
 def environment() -> dict[str, Any]:
     """Hardware and versions that a measured figure depends on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
-        "device": device,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _processor() -> str:
+    # Linux tells the model of its processor in a file only.
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.exists() else []
+    models = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    return ", ".join(sorted(models)) or platform.processor() or platform.machine()
 
 
 def both_sides(pairs: Dataset | IterableDataset) -> Iterator[str]:

@@ -106,6 +106,38 @@ class TrainingSettings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.validation_sentences is not None and self.validation_sentences < 1:
+            raise ValueError(
+                f"validation_sentences ({self.validation_sentences}) must be at least 1, or unset "
+                "for all"
+            )
+        for name in ("learning_rate_factor", "max_gradient_norm", "max_minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} ({value}) must be above 0")
+        if self.num_workers < 0 or self.seed < 0:
+            raise ValueError(
+                f"num_workers ({self.num_workers}) and seed ({self.seed}) must be at least 0"
+            )
+
+
+@dataclass
+class Window:
+    """Sums since the last line of the log.
+
+    Attributes:
+        updates: Optimizer updates.
+        tokens: Target tokens, over all processes.
+        loss: Of this process's shares, in nats, summed over tokens.
+        padding: Padding shares of the updates, added up.
+        seconds: Time spent on them before a resumption.
+    """
+
+    updates: int = 0
+    tokens: int = 0
+    loss: torch.Tensor | float = 0.0
+    padding: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -190,7 +222,8 @@ class Trainee:
         )
         self.collate = translation_collator(tokenizer)
         self.updates_done = 0
-        self.best_score: float | None = None
+        self.best: dict[str, float] = {}
+        self.window = Window()
 
     # ------------------------------------------------------------------------------- batches
 
@@ -284,6 +317,19 @@ class Trainee:
         model.train()
         return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "bleu": score["score"]}
 
+    def is_finite(self) -> bool:
+        """Whether training has not diverged: an update may spoil the weights after a good loss."""
+        parameters = self.accelerator.unwrap_model(self.model).parameters()
+        return all(bool(torch.isfinite(parameter.detach().sum())) for parameter in parameters)
+
+    def divergence(self, what: str) -> str:
+        """Message for a loss or weights that are no longer numbers."""
+        return (
+            f"{what} by update {self.updates_done}; lower learning_rate_factor "
+            f"({self.settings.learning_rate_factor}) or raise warmup ({self.settings.warmup}), "
+            "then resume, or begin a new run"
+        )
+
     # --------------------------------------------------------------------------------- saving
 
     def save_model(self, directory: Path) -> None:
@@ -297,6 +343,9 @@ class Trainee:
     def save_checkpoint(self, sampler_state: dict[str, Any], seconds: float) -> None:
         """A checkpoint to resume from, written whole or not at all."""
         random_states = gather_object([capture_random_state()])
+        loss = self.accelerator.reduce(torch.as_tensor(self.window.loss))
+        if not self.is_finite():
+            raise FloatingPointError(self.divergence("a parameter is not a finite number"))
         if self.accelerator.is_main_process:
             with new_checkpoint(self.run_dir, self.updates_done) as directory:
                 self.save_model(directory)
@@ -308,7 +357,8 @@ class Trainee:
                     progress={
                         "updates": self.updates_done,
                         "seconds": seconds,
-                        "best_score": self.best_score,
+                        "best": self.best,
+                        "window": {**vars(self.window), "loss": float(loss)},
                     },
                     random_states=random_states,
                 )
@@ -387,6 +437,9 @@ def train(
     accelerator = run.accelerator
     accelerator.init_trackers("tensorboard")
     log_path = run_dir / "training_log.jsonl"
+    if not resume and accelerator.is_main_process:
+        # Of a run that ended before its first checkpoint.
+        log_path.unlink(missing_ok=True)
 
     is_streamed = isinstance(train_pairs, IterableDataset)
     sampler = None
@@ -427,10 +480,7 @@ def train(
     def seconds() -> float:
         return seconds_before + time.monotonic() - started
 
-    best: dict[str, float] = {}
-
     def validate() -> dict[str, float]:
-        nonlocal best
         scores = run.validate(validation_pairs, validation_text, bleu or {})
         log(
             "validation",
@@ -440,8 +490,8 @@ def train(
             f"update {run.updates_done}: validation loss {scores['loss']:.3f}, perplexity "
             f"{scores['perplexity']:.2f}, BLEU {scores['bleu']:.2f}, {seconds() / 60:.1f} min"
         )
-        if run.best_score is None or scores["bleu"] > run.best_score:
-            run.best_score, best = scores["bleu"], scores
+        if not run.best or scores["bleu"] > run.best["bleu"]:
+            run.best = scores
             if accelerator.is_main_process:
                 with atomic_directory(run_dir / "best") as directory:
                     run.save_model(directory)
@@ -449,14 +499,21 @@ def train(
         return scores
 
     tokens_trained, seconds_training = 0, 0.0
-    window_tokens, window_seconds, window_loss, window_padding, window_updates = 0, 0.0, 0.0, 0.0, 0
-    epoch = 0.0
+    epoch = (
+        0.0
+        if sampler is None
+        else sampler.epoch + sampler.state_dict()["next_batch"] / len(sampler)
+    )
     model.train()
-    clock = time.monotonic()
-    for epoch, update, sampler_state in iterate_updates(run, train_pairs, sampler):
+    clock = time.monotonic() - run.window.seconds
+    # A run resumed at its end has nothing left but to average and to validate.
+    is_complete = run.updates_done >= settings.updates
+    for epoch, update, sampler_state in (
+        () if is_complete else iterate_updates(run, train_pairs, sampler)
+    ):
         loss = run.step(update)
         is_logged = (run.updates_done + 1) % settings.log_every == 0
-        gradient_norm = None
+        gradient_norm = math.nan
         if settings.max_gradient_norm is not None or is_logged:
             limit = settings.max_gradient_norm or math.inf
             gradient_norm = accelerator.clip_grad_norm_(run.model.parameters(), limit)
@@ -467,22 +524,19 @@ def train(
         run.updates_done += 1
         bar.update()
 
-        window_tokens += update.target_tokens
-        window_loss = window_loss + loss * update.target_tokens
-        window_padding += update.padding_share
-        window_updates += 1
+        window = run.window
+        window.tokens += update.target_tokens
+        window.loss = window.loss + loss * update.target_tokens
+        window.padding += update.padding_share
+        window.updates += 1
         if is_logged:
-            total = float(accelerator.reduce(torch.as_tensor(window_loss))) / window_tokens
+            total = float(accelerator.reduce(torch.as_tensor(window.loss))) / window.tokens
             if not math.isfinite(total):
-                raise FloatingPointError(
-                    f"the loss is {total} by update {run.updates_done}; lower "
-                    f"learning_rate_factor ({settings.learning_rate_factor}) or raise warmup "
-                    f"({settings.warmup}), then resume from {checkpoints}"
-                )
-            window_seconds = time.monotonic() - clock
-            speed = window_tokens / window_seconds
-            tokens_trained += window_tokens
-            seconds_training += window_seconds
+                raise FloatingPointError(run.divergence(f"the loss is {total}"))
+            window.seconds = time.monotonic() - clock
+            speed = window.tokens / window.seconds
+            tokens_trained += window.tokens
+            seconds_training += window.seconds
             log(
                 "train",
                 {
@@ -492,18 +546,18 @@ def train(
                     "learning_rate": learning_rate,
                     "gradient_norm": float(gradient_norm),
                     "tokens_per_second": speed,
-                    "padding_share": window_padding / window_updates,
+                    "padding_share": window.padding / window.updates,
                     "seconds": seconds(),
                 },
             )
             bar.set_postfix_str(f"loss {total:.3f}, {speed:,.0f} tokens/s")
             if bar.disable:
-                left = (settings.updates - run.updates_done) * window_seconds / window_updates
+                left = (settings.updates - run.updates_done) * window.seconds / window.updates
                 say(
                     f"update {run.updates_done}/{settings.updates}: loss {total:.3f}, "
                     f"{speed:,.0f} tokens/s, {left / 60:.1f} min left"
                 )
-            window_tokens, window_loss, window_padding, window_updates = 0, 0.0, 0.0, 0
+            run.window = Window()
             clock = time.monotonic()
 
         pause = time.monotonic()
@@ -512,6 +566,7 @@ def train(
         if run.updates_done % settings.validate_every == 0 and not is_last:
             validate()
         if run.updates_done % settings.checkpoint_every == 0 or is_last:
+            run.window.seconds = pause - clock
             run.save_checkpoint(sampler_state, seconds())
         if is_last:
             break
@@ -523,7 +578,7 @@ def train(
     final = validate()
     accelerator.end_training()
     speed = tokens_trained / seconds_training if seconds_training else 0.0
-    return TrainingResult(run.updates_done, seconds(), speed, final, best)
+    return TrainingResult(run.updates_done, seconds(), speed, final, run.best)
 
 
 def iterate_updates(
@@ -538,11 +593,16 @@ def iterate_updates(
                 max_target_tokens=run.settings.max_target_tokens,
                 seed=run.settings.seed + epoch,
             )
+            is_empty = True
             for batch in batches:
+                is_empty = False
                 lengths = [len(row["input_ids"]) + len(row["labels"]) for row in batch]
                 parts = split_batch(range(len(batch)), run.parts, lengths)
                 update = run.make_update([[batch[i] for i in part] for part in parts])
                 yield float(epoch), update, {"streamed": True}
+            if is_empty:
+                raise ValueError("the stream gave no pair to train on; check data and max_length")
+        return
     source_lengths, target_lengths = pair_lengths(pairs)
     lengths = source_lengths + target_lengths
     while True:
@@ -581,6 +641,12 @@ def resume_run(run: Trainee, sampler: TokenBudgetBatchSampler | None, log_path: 
         raise ValueError(f"{run.run_dir} has no whole checkpoint to resume from; begin a new run")
     model = run.accelerator.unwrap_model(run.model)
     loaded = type(model).from_pretrained(path)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if shapes != {name: tensor.shape for name, tensor in loaded.state_dict().items()}:
+        raise ValueError(
+            f"{path} is of another architecture or vocabulary than the model to train; resume with "
+            f"the run's own settings, in {run.run_dir / 'recipe.json'}"
+        )
     model.load_state_dict(loaded.state_dict())
     state = load_training_state(
         path,
@@ -590,7 +656,14 @@ def resume_run(run: Trainee, sampler: TokenBudgetBatchSampler | None, log_path: 
     )
     sampler.load_state_dict(state["sampler_state"])
     run.updates_done = state["progress"]["updates"]
-    run.best_score = state["progress"]["best_score"]
+    run.best = state["progress"]["best"]
+    window = state["progress"]["window"]
+    # The sum over all processes: one of them goes on with it.
+    run.window = (
+        Window(**window)
+        if run.accelerator.is_main_process
+        else Window(updates=window["updates"], tokens=window["tokens"])
+    )
     if run.accelerator.is_main_process and log_path.exists():
         # What was logged after the checkpoint happens again.
         entries = [json.loads(line) for line in log_path.read_text("utf-8").splitlines()]

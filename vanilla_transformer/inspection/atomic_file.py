@@ -1,0 +1,25 @@
+"""A picture is there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, renamed to it when the block ends without an error.
+
+    Missing parent folders are made. After an error, Ctrl-C included, the temporary file is gone
+    and what was at `path` before is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: matplotlib takes the format from it.
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
