@@ -243,12 +243,11 @@ def _arrays(attentions: Sequence[torch.Tensor]) -> list[np.ndarray]:
 
 def _readable(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Tokens as they are to be read: spaces as ▁, part of a character as its bytes <C3>."""
-    special = set(tokenizer.all_special_ids)
     readable = []
     for token_id in ids:
         token = str(tokenizer.convert_ids_to_tokens(token_id))
         # SentencePiece's own marker would be lost in decoding a single token.
-        if token_id in special or token.startswith("▁"):
+        if token.startswith("▁"):
             readable.append(token)
             continue
         text = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
