@@ -12,13 +12,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-import click
 import typer
+
+# typer brings its own copy of click since 0.2x, and before took the installed one: BadParameter is
+# the one error of either that typer exports, and these are what it is a kind of.
+_UsageError, _CommandLineError = typer.BadParameter.__mro__[1:3]
 
 app = typer.Typer(
     name="vanilla-transformer",
     help='The Transformer of "Attention Is All You Need": train it, translate with it, score it.',
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -131,7 +133,7 @@ def train(
                 print(f"{'':20} published: {listed.published}")
         return
     if not recipe:
-        raise click.UsageError(f"name a recipe: {', '.join(RECIPES)}")
+        raise typer.BadParameter(f"name a recipe: {', '.join(RECIPES)}")
     shortcuts = {
         "training.updates": updates,
         "training.max_minutes": max_minutes,
@@ -338,7 +340,8 @@ def changed(instance: Any, name: str, value: Any) -> Any:
     first, _, rest = name.partition(".")
     types = typing.get_type_hints(type(instance))
     if first not in types:
-        raise ValueError(f"{type(instance).__name__} has no field {first!r}; {', '.join(types)}")
+        known = ", ".join(types)
+        raise ValueError(f"{type(instance).__name__} has no field {first!r}; it has {known}")
     current = getattr(instance, first)
     if rest:
         if dataclasses.is_dataclass(current):
@@ -351,7 +354,10 @@ def changed(instance: Any, name: str, value: Any) -> Any:
     if isinstance(value, list) and isinstance(current, tuple):
         value = tuple(value)
     if not is_instance(value, types[first]):
-        expected = getattr(types[first], "__name__", str(types[first]))
+        annotation = types[first]
+        expected = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+        if typing.get_origin(annotation) is typing.Literal:
+            expected = f"one of {', '.join(typing.get_args(annotation))}"
         raise ValueError(f"{name} ({value!r}) must be {expected}")
     return dataclasses.replace(instance, **{first: value})
 
@@ -452,14 +458,17 @@ def main() -> None:
 
     logging.basicConfig(level=logging.WARNING, format="vanilla-transformer: %(message)s")
     transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        # Read by `datasets` when it is imported: bars in a log file are noise.
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    command = typer.main.get_command(app)
     try:
-        status = app(standalone_mode=False)
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "vanilla-transformer"
-        fail(f"{error.format_message()} ({command} --help tells more)", 2)
-    except click.ClickException as error:
-        fail(error.format_message(), 1)
-    except (KeyboardInterrupt, click.Abort):
+        # Not `app()`: that takes Ctrl-C and a closed pipe for itself.
+        with command.make_context("vanilla-transformer", sys.argv[1:] or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         fail("interrupted", 130)
     except BrokenPipeError:
         # Whoever read the output has read enough. Leave quietly, also from the flush at exit.
@@ -470,7 +479,14 @@ def main() -> None:
     except (ValueError, OSError, FloatingPointError, RuntimeError, SafetensorError) as error:
         # RuntimeError: what torch says of a device that is full or weights that do not fit.
         fail(" ".join(str(error).split()), 1)
-    sys.exit(status if isinstance(status, int) else 0)
+    except Exception as error:
+        if not isinstance(error, _CommandLineError):
+            raise
+        message = " ".join(error.format_message().split())
+        where = getattr(error, "ctx", None)
+        path = where.command_path if where else "vanilla-transformer"
+        fail(f"{message} ({path} --help tells more)", 2 if isinstance(error, _UsageError) else 1)
+    sys.exit(0)
 
 
 def fail(message: str, status: int) -> typing.NoReturn:

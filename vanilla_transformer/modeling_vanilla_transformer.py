@@ -405,7 +405,11 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
             if self.config.decoder_vocab_size is None:
                 self._resize_decoder(new_num_tokens, pad_to_multiple_of, mean_resizing)
             return resized
-        return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        resized = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        # The one matrix is the target's too, except where there is no decoder.
+        if self.config.decoder_vocab_size is not None and hasattr(self.base_model, "decoder"):
+            self.config.decoder_vocab_size = resized.weight.shape[0]
+        return resized
 
     def resize_decoder_token_embeddings(
         self,
@@ -1028,7 +1032,11 @@ class VanillaTransformerDecoderModel(VanillaTransformerStacks):
     checkpoint is left out on loading.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?encoder\.", r"\.cross_attn(_layer_norm)?\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(model\.)?encoder\.",
+        r"\.cross_attn(_layer_norm)?\.",
+        r"^lm_head\.",
+    ]
 
     def __init__(self, config: VanillaTransformerConfig):
         config = as_single_stack(config)
@@ -1331,9 +1339,7 @@ class VanillaTransformerForConditionalGeneration(
 class VanillaTransformerForCausalLM(VanillaTransformerPreTrainedModel, GenerationMixin):
     """The decoder alone as a language model: the half that GPT kept."""
 
-    _keys_to_ignore_on_load_unexpected = (
-        VanillaTransformerDecoderModel._keys_to_ignore_on_load_unexpected
-    )
+    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?encoder\.", r"\.cross_attn(_layer_norm)?\."]
 
     def __init__(self, config: VanillaTransformerConfig):
         super().__init__(as_single_stack(config))

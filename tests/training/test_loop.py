@@ -1,0 +1,522 @@
+"""The training loop: what it writes, what it computes, and how it ends, goes on and fails."""
+
+import dataclasses
+import errno
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+
+from vanilla_transformer import (
+    VanillaTransformerConfig,
+    VanillaTransformerForConditionalGeneration,
+)
+from vanilla_transformer.data.tiny_world import generate_translation
+from vanilla_transformer.generation import DecodingSettings, translate
+from vanilla_transformer.tasks.translation import encode_pairs
+from vanilla_transformer.tokenization import train_tokenizer
+from vanilla_transformer.training import loop
+from vanilla_transformer.training.checkpointing import find_checkpoints, verify_checkpoint
+from vanilla_transformer.training.loop import TrainingResult, TrainingSettings, train
+from vanilla_transformer.training.optimization import learning_rate
+
+SETTINGS = TrainingSettings(
+    updates=12,
+    warmup=8,
+    learning_rate_factor=0.5,
+    max_source_tokens=256,
+    max_target_tokens=256,
+    max_gradient_norm=1.0,
+    validate_every=5,
+    validation_sentences=4,
+    checkpoint_every=4,
+    average_last=2,
+    log_every=3,
+)
+# Short outputs: an untrained model seldom ends a sentence, and validation would take the time.
+DECODING = DecodingSettings(num_beams=3, length_penalty=0.7, max_tokens_over_source=2)
+
+
+class World(NamedTuple):
+    """Data that every test trains on."""
+
+    tokenizer: PreTrainedTokenizerBase
+    pairs: Dataset
+    validation: Dataset
+    text: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    text = list(generate_translation("train", 100))
+    tokenizer = train_tokenizer((side for pair in text for side in pair.values()), 300)
+    datasets.disable_progress_bars()
+    pairs, _ = encode_pairs(Dataset.from_list(text), tokenizer)
+    validation = Dataset.from_list(list(generate_translation("validation", 6)))
+    yield World(tokenizer, pairs, validation, text)
+    datasets.enable_progress_bars()
+
+
+def fresh_model(
+    world: World, dropout: float = 0.1, **architecture: Any
+) -> VanillaTransformerForConditionalGeneration:
+    set_seed(7)
+    dimensions = {"d_model": 16, "d_ff": 32, "num_heads": 2}
+    layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+    config = VanillaTransformerConfig(
+        vocab_size=len(world.tokenizer),
+        dropout=dropout,
+        **{**dimensions, **layers, **architecture},
+    )
+    return VanillaTransformerForConditionalGeneration(config)
+
+
+def run_training(
+    world: World,
+    run_dir: Path,
+    settings: TrainingSettings = SETTINGS,
+    *,
+    model: VanillaTransformerForConditionalGeneration | None = None,
+    pairs: Dataset | IterableDataset | None = None,
+    **options: Any,
+) -> TrainingResult:
+    return train(
+        fresh_model(world) if model is None else model,
+        world.tokenizer,
+        world.pairs if pairs is None else pairs,
+        world.validation,
+        run_dir,
+        settings,
+        decoding=DECODING,
+        **options,
+    )
+
+
+def read_log(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "training_log.jsonl").open(encoding="utf-8")]
+
+
+def without_times(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    times = ("seconds", "tokens_per_second")
+    return [{key: value for key, value in row.items() if key not in times} for row in log]
+
+
+class Finished(NamedTuple):
+    run_dir: Path
+    result: TrainingResult
+    model: VanillaTransformerForConditionalGeneration
+
+
+@pytest.fixture(scope="module")
+def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One uninterrupted run, which tests must not change."""
+    run_dir = tmp_path_factory.mktemp("loop") / "run"
+    model = fresh_model(world)
+    result = run_training(world, run_dir, model=model)
+    return Finished(run_dir, result, model)
+
+
+# What a run leaves behind
+
+
+def test_log_has_both_kinds_of_line(finished: Finished) -> None:
+    log = read_log(finished.run_dir)
+    common = {"kind", "update", "epoch", "loss", "seconds"}
+    training = [row for row in log if row["kind"] == "train"]
+    validation = [row for row in log if row["kind"] == "validation"]
+    assert [row["update"] for row in log] == [3, 5, 6, 9, 10, 12, 12]
+    assert [row["update"] for row in training] == [3, 6, 9, 12]
+    assert [row["update"] for row in validation] == [5, 10, 12]
+    for row in training:
+        assert row.keys() == common | {
+            "learning_rate",
+            "gradient_norm",
+            "tokens_per_second",
+            "padding_share",
+        }
+        assert 0 < row["padding_share"] < 0.5
+        assert row["tokens_per_second"] > 0
+        assert 0 < row["gradient_norm"] < 100
+    for row in validation:
+        assert row.keys() == common | {"perplexity", "bleu"}
+        assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
+        assert 0 <= row["bleu"] <= 100
+    for before, after in itertools.pairwise(log):
+        assert before["seconds"] <= after["seconds"]
+        assert before["epoch"] <= after["epoch"]
+
+
+def test_epochs_count_updates(world: World, finished: Finished) -> None:
+    sampler = loop.TokenBudgetBatchSampler(
+        *loop.pair_lengths(world.pairs),
+        max_source_tokens=SETTINGS.max_source_tokens,
+        max_target_tokens=SETTINGS.max_target_tokens,
+    )
+    for row in read_log(finished.run_dir):
+        assert row["epoch"] == pytest.approx(row["update"] / len(sampler))
+
+
+def test_logged_rate_is_the_schedule(finished: Finished) -> None:
+    for row in read_log(finished.run_dir):
+        if row["kind"] == "train":
+            expected = learning_rate(row["update"], 16, SETTINGS.warmup, 0.5)
+            assert row["learning_rate"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_result_is_that_of_the_log(finished: Finished) -> None:
+    validation = [row for row in read_log(finished.run_dir) if row["kind"] == "validation"]
+    result = finished.result
+    assert result.updates == 12
+    assert result.seconds >= validation[-1]["seconds"] > 0
+    assert result.target_tokens_per_second > 0
+    scores = ("loss", "perplexity", "bleu")
+    assert result.validation == {name: validation[-1][name] for name in scores}
+    assert result.best["bleu"] == max(row["bleu"] for row in validation)
+
+
+def test_tensorboard_has_every_scalar(finished: Finished) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished.run_dir / "tensorboard"))
+    events.Reload()
+    assert {"train/loss", "train/learning_rate", "validation/bleu"} <= set(events.Tags()["scalars"])
+    logged = [row["loss"] for row in read_log(finished.run_dir) if row["kind"] == "train"]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(logged)
+    assert [event.step for event in events.Scalars("train/loss")] == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize("directory", ["model", "best", "checkpoints/update-00000012"])
+def test_saved_models_load_and_translate(finished: Finished, directory: str) -> None:
+    path = finished.run_dir / directory
+    model = AutoModelForSeq2SeqLM.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    assert isinstance(model, VanillaTransformerForConditionalGeneration)
+    generation = model.generation_config
+    assert generation.num_beams == DECODING.num_beams
+    assert generation.length_penalty == DECODING.length_penalty
+    assert generation.length_penalty_formula == "paper"
+    assert generation.max_tokens_over_source == DECODING.max_tokens_over_source
+    [[hypothesis]] = translate(model.eval(), tokenizer, ["The dog sleeps."], DECODING)
+    assert isinstance(hypothesis.text, str)
+    assert hypothesis.score is not None
+
+
+def test_final_model_is_the_mean_of_the_last_checkpoints(finished: Finished) -> None:
+    checkpoints = find_checkpoints(finished.run_dir)
+    assert [path.name for path in checkpoints] == ["update-00000008", "update-00000012"]
+    first, last = (load_file(path / "model.safetensors") for path in checkpoints)
+    mean = load_file(finished.run_dir / "model" / "model.safetensors")
+    assert mean.keys() == first.keys()
+    for name, tensor in mean.items():
+        expected = ((first[name].double() + last[name].double()) / 2).float()
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
+    assert any(not torch.equal(first[name], last[name]) for name in mean)
+    # And the caller's model is that one.
+    trained = finished.model.state_dict()
+    for name, tensor in mean.items():
+        torch.testing.assert_close(trained[name], tensor, rtol=0, atol=0)
+
+
+def test_validation_loss_is_the_naive_one(world: World, finished: Finished) -> None:
+    model = AutoModelForSeq2SeqLM.from_pretrained(finished.run_dir / "model").eval()
+    pairs, _ = encode_pairs(world.validation, world.tokenizer, max_length=None)
+    total, tokens = 0.0, 0
+    for pair in pairs:
+        source, target = (torch.tensor([pair[name]]) for name in ("input_ids", "labels"))
+        shifted = torch.cat([torch.tensor([[1]]), target[:, :-1]], dim=1)
+        with torch.no_grad():
+            logits = model(input_ids=source, decoder_input_ids=shifted).logits
+        rows = logits[0].double().log_softmax(-1)
+        total -= float(rows[torch.arange(len(rows)), target[0]].sum())
+        tokens += len(rows)
+    assert finished.result.validation["loss"] == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_training_learns(finished: Finished) -> None:
+    losses = [row["loss"] for row in read_log(finished.run_dir) if row["kind"] == "train"]
+    assert losses[-1] < losses[0] - 0.2
+
+
+# Going on
+
+
+class Interruption:
+    """Raises Ctrl-C in place of the update after `updates`."""
+
+    def __init__(self, updates: int) -> None:
+        self.updates = updates
+        self.step = loop.Trainee.step
+
+    def __call__(self, trainee: loop.Trainee, update: loop.Update) -> torch.Tensor:
+        if trainee.updates_done == self.updates:
+            raise KeyboardInterrupt
+        return self.step(trainee, update)
+
+
+def interrupt(
+    world: World, run_dir: Path, monkeypatch: pytest.MonkeyPatch, updates: int, **options: Any
+) -> None:
+    with monkeypatch.context() as patch:
+        interruption = Interruption(updates)
+        patch.setattr(loop.Trainee, "step", lambda self, update: interruption(self, update))
+        with pytest.raises(KeyboardInterrupt):
+            run_training(world, run_dir, **options)
+
+
+# Either way in mid-epoch, with checkpoints that fall between two lines of the log.
+@pytest.mark.parametrize("updates", [5, 11])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    world: World,
+    finished: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    updates: int,
+) -> None:
+    run_dir = tmp_path / "run"
+    interrupt(world, run_dir, monkeypatch, updates)
+    assert not (run_dir / "model").exists()
+    torch.manual_seed(12345)
+    # Its weights must come from the checkpoint.
+    other = fresh_model(world)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    result = run_training(world, run_dir, model=other, resume=True)
+
+    assert without_times(read_log(run_dir)) == without_times(read_log(finished.run_dir))
+    assert result.validation == finished.result.validation
+    assert result.best == finished.result.best
+    for name in ("model", "best", "checkpoints/update-00000012"):
+        expected, found = (
+            load_file(folder / name / "model.safetensors") for folder in (finished.run_dir, run_dir)
+        )
+        for key in expected:
+            torch.testing.assert_close(found[key], expected[key], rtol=0, atol=0)
+
+
+def test_resuming_a_finished_run_trains_no_more(world: World, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, updates=4)
+    run_dir = tmp_path / "run"
+    first = run_training(world, run_dir, settings)
+    weights = load_file(run_dir / "model" / "model.safetensors")
+    again = run_training(world, run_dir, settings, resume=True)
+    assert again.updates == 4
+    assert again.validation == first.validation
+    found = load_file(run_dir / "model" / "model.safetensors")
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    more = run_training(world, run_dir, dataclasses.replace(settings, updates=6), resume=True)
+    assert more.updates == 6
+
+
+def test_a_new_run_needs_a_new_directory(world: World, finished: Finished, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.run_dir.rglob("*")}
+    with pytest.raises(ValueError, match="already holds a run"):
+        run_training(world, finished.run_dir)
+    assert {path: path.stat().st_mtime_ns for path in finished.run_dir.rglob("*")} == before
+    with pytest.raises(ValueError, match="no whole checkpoint to resume"):
+        run_training(world, tmp_path / "empty", resume=True)
+
+
+def test_a_run_begun_anew_begins_its_log_anew(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ended after the first line of the log and before the first checkpoint.
+    interrupt(world, tmp_path / "run", monkeypatch, 3)
+    assert [row["update"] for row in read_log(tmp_path / "run")] == [3]
+    run_training(world, tmp_path / "run", dataclasses.replace(SETTINGS, updates=3))
+    assert [row["update"] for row in read_log(tmp_path / "run")] == [3, 3]
+
+
+def test_resuming_with_another_architecture_is_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(world, tmp_path / "run", monkeypatch, 5)
+    with pytest.raises(ValueError, match=r"another architecture.*recipe\.json"):
+        run_training(world, tmp_path / "run", model=fresh_model(world, d_ff=64), resume=True)
+
+
+# One update
+
+
+def first_losses(world: World, run_dir: Path, accumulation_steps: int) -> list[float]:
+    settings = dataclasses.replace(
+        SETTINGS, updates=6, log_every=1, accumulation_steps=accumulation_steps
+    )
+    run_training(world, run_dir, settings, model=fresh_model(world, dropout=0.0))
+    return [row["loss"] for row in read_log(run_dir) if row["kind"] == "train"]
+
+
+def test_accumulation_changes_nothing(world: World, tmp_path: Path) -> None:
+    whole, halves, thirds = (first_losses(world, tmp_path / str(n), n) for n in (1, 2, 3))
+    assert len(whole) == 6
+    assert halves == pytest.approx(whole, rel=1e-6)
+    assert thirds == pytest.approx(whole, rel=1e-6)
+
+
+def test_more_pieces_than_sentences(world: World, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, updates=2, accumulation_steps=5, log_every=1)
+    few = world.pairs.select(range(3))
+    run_training(world, tmp_path / "run", settings, pairs=few)
+    losses = [row["loss"] for row in read_log(tmp_path / "run") if row["kind"] == "train"]
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_loss_of_the_first_update_is_that_of_its_batch(world: World, tmp_path: Path) -> None:
+    model = fresh_model(world, dropout=0.0)
+    sampler = loop.TokenBudgetBatchSampler(
+        *loop.pair_lengths(world.pairs), max_source_tokens=256, max_target_tokens=256, seed=1
+    )
+    total, tokens = 0.0, 0
+    smoothing, size = 0.1, len(world.tokenizer)
+    for i in next(iter(sampler)):
+        pair = world.pairs[i]
+        labels = torch.tensor([pair["labels"]])
+        shifted = torch.cat([torch.tensor([[1]]), labels[:, :-1]], dim=1)
+        with torch.no_grad():
+            logits = model.eval()(
+                input_ids=torch.tensor([pair["input_ids"]]), decoder_input_ids=shifted
+            ).logits
+        rows = logits[0].double().log_softmax(-1)
+        target = torch.full_like(rows, smoothing / size)
+        target[torch.arange(len(rows)), labels[0]] += 1 - smoothing
+        total -= float((target * rows).sum())
+        tokens += len(rows)
+    settings = dataclasses.replace(SETTINGS, updates=1, log_every=1)
+    run_training(world, tmp_path / "run", settings, model=model)
+    assert read_log(tmp_path / "run")[0]["loss"] == pytest.approx(total / tokens, rel=1e-5)
+
+
+# Streams
+
+
+def streamed(world: World, max_length: int = 100) -> IterableDataset:
+    text = Dataset.from_list(world.text).to_iterable_dataset()
+    return encode_pairs(text, world.tokenizer, max_length=max_length)[0]
+
+
+def test_streamed_training(world: World, tmp_path: Path) -> None:
+    # More updates than an epoch has: the stream begins again.
+    settings = dataclasses.replace(SETTINGS, updates=40, validate_every=40, checkpoint_every=20)
+    result = run_training(world, tmp_path / "run", settings, pairs=streamed(world))
+    assert result.updates == 40
+    log = [row for row in read_log(tmp_path / "run") if row["kind"] == "train"]
+    assert {0.0, 1.0} <= {row["epoch"] for row in log}
+    assert log[-1]["loss"] < log[0]["loss"] - 0.2
+    AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "model")
+    with pytest.raises(ValueError, match="streamed data cannot be resumed exactly"):
+        run_training(world, tmp_path / "run", settings, pairs=streamed(world), resume=True)
+
+
+def test_no_pair_to_train_on(world: World, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no pair to train on"):
+        run_training(world, tmp_path / "stream", pairs=streamed(world, max_length=2))
+    with pytest.raises(ValueError, match="no examples to batch"):
+        run_training(world, tmp_path / "mapped", pairs=world.pairs.select([]))
+
+
+# Ends
+
+
+def test_divergence_stops_with_a_remedy(world: World, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, learning_rate_factor=1e30, max_gradient_norm=None)
+    with pytest.raises(FloatingPointError, match=r"by update 3; lower learning_rate_factor"):
+        run_training(world, tmp_path / "run", settings)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_no_checkpoint_is_made_of_weights_that_are_no_numbers(world: World, tmp_path: Path) -> None:
+    settings = dataclasses.replace(
+        SETTINGS, learning_rate_factor=1e30, max_gradient_norm=None, log_every=100
+    )
+    with pytest.raises(FloatingPointError, match="parameter is not a finite number by update 4"):
+        run_training(world, tmp_path / "run", settings)
+    assert find_checkpoints(tmp_path / "run") == []
+
+
+def test_full_disk_leaves_the_earlier_checkpoint(
+    world: World, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    save = loop.save_training_state
+
+    def fills_up(directory: Path, **state: Any) -> None:
+        save(directory, **state)
+        if state["progress"]["updates"] == 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_training_state", fills_up)
+        with pytest.raises(OSError, match="no space left to write") as caught:
+            run_training(world, run_dir)
+    assert caught.value.errno == errno.ENOSPC
+    assert "update-00000008" in str(caught.value)
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["update-00000004"]
+    verify_checkpoint(run_dir / "checkpoints" / "update-00000004")
+    run_training(world, run_dir, resume=True)
+    assert without_times(read_log(run_dir)) == without_times(read_log(finished.run_dir))
+
+
+def test_time_limit_finishes_the_run(world: World, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, updates=100_000, max_minutes=1e-6)
+    result = run_training(world, tmp_path / "run", settings)
+    assert result.updates == 1
+    assert math.isfinite(result.validation["loss"])
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    assert [path.name for path in find_checkpoints(tmp_path / "run")] == ["update-00000001"]
+
+
+# Settings and fine-tuning
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("updates", 0),
+        ("warmup", 0),
+        ("log_every", 0),
+        ("average_last", 0),
+        ("accumulation_steps", 0),
+        ("validation_sentences", 0),
+        ("learning_rate_factor", 0.0),
+        ("learning_rate_factor", math.nan),
+        ("max_gradient_norm", 0.0),
+        ("max_minutes", -1.0),
+        ("num_workers", -1),
+        ("seed", -1),
+    ],
+)
+def test_settings_out_of_range(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=name):
+        TrainingSettings(**{name: value})
+
+
+def test_fine_tuning_goes_on_from_the_weights_given(
+    world: World, finished: Finished, tmp_path: Path
+) -> None:
+    path = finished.run_dir / "model"
+    model = VanillaTransformerForConditionalGeneration.from_pretrained(path)
+    settings = dataclasses.replace(
+        SETTINGS, updates=1, learning_rate_factor=1e-6, log_every=1, average_last=1
+    )
+    result = run_training(world, tmp_path / "run", settings, model=model)
+    assert result.validation["loss"] == pytest.approx(finished.result.validation["loss"], abs=1e-4)
+
+
+def test_lengths_of_pairs(world: World) -> None:
+    source, target = loop.pair_lengths(world.pairs)
+    np.testing.assert_array_equal(source, [len(ids) for ids in world.pairs["input_ids"]])
+    np.testing.assert_array_equal(target, [len(ids) for ids in world.pairs["labels"]])
+    # After a selection, indices and rows differ.
+    source, _ = loop.pair_lengths(world.pairs.select([5, 3]))
+    assert source.tolist() == [len(world.pairs[5]["input_ids"]), len(world.pairs[3]["input_ids"])]
