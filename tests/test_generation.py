@@ -452,7 +452,7 @@ def test_greedy_takes_the_likeliest_token(model):
 
 @pytest.mark.parametrize("search", ["greedy", "beam"])
 def test_a_batch_gives_what_its_sentences_give_alone(model, search):
-    sources = [torch.arange(3, 3 + n).flip(0).tolist() + [EOS] for n in (1, 2, 4, 7, 3, 12, 1, 9)]
+    sources = [[*torch.arange(3, 3 + n).flip(0).tolist(), EOS] for n in (1, 2, 4, 7, 3, 12, 1, 9)]
     longest = max(map(len, sources))
     padded = torch.tensor([ids + [PAD] * (longest - len(ids)) for ids in sources])
     options = SEARCHES[search] | {"max_tokens_over_source": 6}
