@@ -482,8 +482,9 @@ def main() -> None:
     except Exception as error:
         if not isinstance(error, _CommandLineError):
             raise
-        message = " ".join(error.format_message().split())
-        where = getattr(error, "ctx", None)
+        problem: Any = error
+        message = " ".join(problem.format_message().split())
+        where = getattr(problem, "ctx", None)
         path = where.command_path if where else "vanilla-transformer"
         fail(f"{message} ({path} --help tells more)", 2 if isinstance(error, _UsageError) else 1)
     sys.exit(0)
