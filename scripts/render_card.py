@@ -59,14 +59,16 @@ included |
 | speed | {{ "{:,.0f}".format(results.training.target_tokens_per_second) }} target tokens a second |
 | final model | mean of the last {{ recipe.training.average_last }} checkpoints, one every \
 {{ recipe.training.checkpoint_every }} updates |
-
+{% if remark %}
+{{ remark }}
+{% endif %}
 ![Learning curve]({{ recipe.name }}.png)
 
 | update | minutes | validation loss | perplexity | validation BLEU (beam \
 {{ recipe.training.validation_beams }}) |
 |---|---|---|---|---|
 {% for entry in validation -%}
-| {{ entry.update }} | {{ "%.1f"|format(entry.seconds / 60) }} | {{ "%.3f"|format(entry.loss) }} | \
+| {{ entry["update"] }} | {{ "%.1f"|format(entry.seconds / 60) }} | {{ "%.3f"|format(entry.loss) }} | \
 {{ "%.2f"|format(entry.perplexity) }} | {{ "%.2f"|format(entry.bleu) }} |
 {% endfor %}
 The last row is the averaged model.
@@ -78,6 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a finished run's directory")
     parser.add_argument("--hardware", required=True, help="what it ran on, in words")
+    parser.add_argument("--remark", default="", help="what a reader must know of how it ran")
     parser.add_argument("--output", type=Path, default=Path("model_cards"), help="[model_cards]")
     arguments = parser.parse_args()
     run, output = arguments.run, arguments.output
@@ -96,6 +99,7 @@ def main() -> None:
         validation=[entry for entry in entries if entry["kind"] == "validation"],
         command=f"vanilla-transformer train {recipe['name']} --data {data}",
         hardware=arguments.hardware,
+        remark=arguments.remark,
     )
     output.mkdir(exist_ok=True)
     name = recipe["name"]

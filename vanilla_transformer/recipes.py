@@ -138,7 +138,7 @@ _MULTI30K_TINY_HOUR = dataclasses.replace(
         checkpoint_every=250,
         average_last=8,
         log_every=100,
-        max_minutes=43.0,
+        max_minutes=42.0,
     ),
 )
 
