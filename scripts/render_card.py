@@ -68,7 +68,8 @@ included |
 {{ recipe.training.validation_beams }}) |
 |---|---|---|---|---|
 {% for entry in validation -%}
-| {{ entry["update"] }} | {{ "%.1f"|format(entry.seconds / 60) }} | {{ "%.3f"|format(entry.loss) }} | \
+| {{ entry["update"] }} | {{ "%.1f"|format(entry.seconds / 60) }} | \
+{{ "%.3f"|format(entry.loss) }} | \
 {{ "%.2f"|format(entry.perplexity) }} | {{ "%.2f"|format(entry.bleu) }} |
 {% endfor %}
 The last row is the averaged model.
