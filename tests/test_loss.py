@@ -415,6 +415,8 @@ def test_compiled_training_loss_and_gradients_agree(
     loss.backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
+    # Graphs of other tests count towards the limit of recompilations.
+    torch.compiler.reset()
     # "aot_eager" traces everything that the default backend does, without its C++ compiler.
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     compiled_loss = compiled(**inputs).loss

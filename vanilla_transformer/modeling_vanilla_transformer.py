@@ -10,6 +10,7 @@ h heads, d = d_model, V target vocabulary, N target tokens that count in the los
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -338,6 +339,20 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    def init_parallel_plans(self) -> None:
+        """Keeps what tensor parallelism splits to the linear layers that this model has.
+
+        transformers adds the embeddings, as slices of the vocabulary, which the output layer and
+        the other stack, tied to the same matrix, could not read.
+        """
+        super().init_parallel_plans()
+        names = {re.sub(r"\.\d+\.", ".*.", name) for name, _ in self.named_modules()}
+        self._tp_plan = {
+            name: style
+            for name, style in self._tp_plan.items()
+            if name in names and not name.endswith("embed_tokens")
+        }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
