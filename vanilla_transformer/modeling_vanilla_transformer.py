@@ -339,6 +339,7 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _tp_plan: dict[str, str]
 
     def init_parallel_plans(self) -> None:
         """Keeps what tensor parallelism splits to the linear layers that this model has.
