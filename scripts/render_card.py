@@ -88,8 +88,7 @@ def main() -> None:
     recipe = json.loads((run / "recipe.json").read_text("utf-8"))
     results = json.loads((run / "results.json").read_text("utf-8"))
     # Where the data lay on the machine of the run is nobody else's business.
-    data = Path(recipe.pop("data")).name
-    results["data"]["corpus"] = data
+    data = recipe["corpus"] = results["data"]["corpus"] = Path(recipe["corpus"]).name
     log = (run / "training_log.jsonl").read_text("utf-8")
     entries = [json.loads(line) for line in log.splitlines()]
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)

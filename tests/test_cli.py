@@ -20,10 +20,12 @@ import sacrebleu
 import torch
 import typer
 from huggingface_hub import HfApi
+from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from vanilla_transformer import cli, recipes
 from vanilla_transformer.data.tiny_world import generate_translation
+from vanilla_transformer.training.checkpointing import find_checkpoints
 
 TINY_ARCHITECTURE = {
     "d_model": 16,
@@ -148,7 +150,7 @@ def test_run(run_dir: Path) -> None:
     ]
     recipe = json.loads((run_dir / "recipe.json").read_text())
     assert recipe["name"] == "tiny-world"
-    assert recipe["data"] == "tiny_world"
+    assert recipe["corpus"] == "tiny_world"
     assert recipe["architecture"] == TINY_ARCHITECTURE
     assert recipe["training"]["updates"] == 10
     results = json.loads((run_dir / "results.json").read_text())
@@ -207,21 +209,127 @@ def test_fine_tune(command: Command, run_dir: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(states[1][name], tensor, rtol=0, atol=1e-6)
 
 
-def test_resume(command: Command, run_dir: Path, tmp_path: Path) -> None:
+def test_resume_needs_nothing_but_the_run(command: Command, run_dir: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     shutil.copytree(run_dir, output)
-    done = command(*TINY, "--updates", 12, "--resume", "-o", output)
+    # As if it had been interrupted between the training and the scoring.
+    (output / "results.json").unlink()
+    done = command("train", "--resume", "-o", output)
+    assert done.status == 0, done.err
+    results = json.loads((output / "results.json").read_text())
+    assert results["training"]["updates"] == 10
+    assert (output / "model" / "model.safetensors").read_bytes() == (
+        run_dir / "model" / "model.safetensors"
+    ).read_bytes()
+    # What goes on with more updates says so from then on.
+    done = command("train", "--resume", "-o", output, "--updates", 12)
     assert done.status == 0, done.err
     assert "update 12: validation" in done.out
     assert json.loads((output / "results.json").read_text())["training"]["updates"] == 12
+    assert json.loads((output / "recipe.json").read_text())["training"]["updates"] == 12
+
+
+def test_the_other_driver(command: Command, run_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    options = ["--updates", 10, "--driver", "trainer", "-o", output]
+    done = command(*TINY, *options)
+    assert done.status == 0, done.err
+    assert json.loads((output / "recipe.json").read_text())["driver"] == "trainer"
+    results = json.loads((output / "results.json").read_text())
+    assert results["training"]["updates"] == 10
+    assert entries(output) == entries(run_dir)
 
 
 def test_list_of_recipes(command: Command) -> None:
     done = command("train", "--list")
     assert done.status == 0
+    assert max(map(len, done.out.splitlines())) <= 80
+    text = " ".join(done.out.split())
     for name, recipe in recipes.RECIPES.items():
-        assert name in done.out
-        assert recipe.description in done.out
+        assert name in text
+        assert recipe.description in text
+        assert recipe.published in text
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_dry_run_of_every_recipe(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def too_much(*_: object, **__: object) -> None:
+        raise AssertionError("a dry run must not train or download")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recipes, "train_tokenizer", too_much)
+    monkeypatch.setattr(recipes, "train", too_much)
+    monkeypatch.setattr(datasets, "load_dataset", too_much)
+    done = command("train", name, "--dry-run", "--set", "train_limit=100")
+    assert done.status == 0, done.err
+    assert done.err == ""
+    assert entries(tmp_path) == []
+    lines = done.out.splitlines()
+    assert max(map(len, lines)) <= 80, done.out
+    recipe = recipes.RECIPES[name]
+    text = " ".join(done.out.split())
+    assert text.startswith(f"{name} {recipe.description}")
+    assert f"published {recipe.published or 'no figure'}" in text
+    costs, _ = recipes.estimate(recipes.changed(recipe, "train_limit", 100))
+    assert f"{costs.parameters:,} parameters" in text
+    assert f"up to {recipe.training.max_source_tokens:,} source" in text
+    assert f"updates {recipe.training.updates:,}, of which" in text
+    assert f"{costs.total_flops:.2g} FLOP in all" in text
+    assert f"about {cli.in_bytes(costs.memory.total)} a process, an estimate" in text
+    assert ("epochs unknown" in text) == (name != "tiny-world")
+    assert f"machine {recipes.describe_machine()}" in text
+
+
+def test_dry_run_under_a_launcher(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What torchrun sets; the first of the processes speaks for all.
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "0")
+    done = command("train", "wmt14-en-de-base", "--dry-run")
+    assert "8, each with 1 piece of about 3,125 + 3,125 tokens" in " ".join(done.out.split())
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    sharded = command("train", "wmt14-en-de-base", "--dry-run")
+    assert "optimizer 60 MiB" in sharded.out
+    assert "optimizer 481 MiB" in done.out
+    monkeypatch.setenv("RANK", "1")
+    assert command("train", "wmt14-en-de-base", "--dry-run") == (0, "", "")
+    assert command("train", "--list") == (0, "", "")
+    line = command("train", "nothing").err
+    assert line.startswith("vanilla-transformer, process 1: no recipe is called 'nothing'")
+
+
+def test_average_a_run_and_several_models(command: Command, run_dir: Path, tmp_path: Path) -> None:
+    names = [path.name for path in find_checkpoints(run_dir)]
+    assert names == ["update-00000005", "update-00000010"]
+    done = command("average", run_dir, "-o", tmp_path / "mean", "--last", 2)
+    expected = f"{tmp_path / 'mean'}: mean of 2 with equal weights: {', '.join(names)}\n"
+    assert done == (0, expected, "")
+    # The run's own model is the same mean.
+    states = [
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "mean", run_dir / "model")
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+    paths = find_checkpoints(run_dir)
+    decayed = command("average", *paths, "-o", tmp_path / "decayed", "--ema-decay", 0.9)
+    assert "mean of 2 with decay 0.9" in decayed.out
+    state = load_file(tmp_path / "decayed" / "model.safetensors")
+    old, new = (load_file(path / "model.safetensors") for path in paths)
+    for name, tensor in state.items():
+        expected_tensor = (0.9 * old[name].double() + new[name].double()) / 1.9
+        torch.testing.assert_close(tensor.double(), expected_tensor, rtol=0, atol=1e-6)
+    assert "holds no checkpoints" in one_line(command("average", tmp_path, "-o", tmp_path / "x"))
+    assert "exists" in one_line(command("average", run_dir, "-o", tmp_path / "mean"))
+
+
+def test_export_a_checkpoint(command: Command, run_dir: Path, tmp_path: Path) -> None:
+    checkpoint = find_checkpoints(run_dir)[-1]
+    done = command("export-checkpoint", checkpoint, "-o", tmp_path / "model")
+    assert done == (0, f"{tmp_path / 'model'}: the model of {checkpoint}\n", "")
+    model, tokenizer = recipes.load_model(tmp_path / "model", "cpu")
+    state = load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
+    assert len(tokenizer) == 300
 
 
 def test_translate_file_and_stdin_alike(command: Command, run_dir: Path, tmp_path: Path) -> None:
@@ -319,6 +427,48 @@ def test_evaluate_scores_what_it_writes(command: Command, run_dir: Path, tmp_pat
 # The console script, in a process of its own
 
 
+def test_two_processes_score_each_sentence_once(repository: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    arguments = [*TINY, "--updates", 4, "--set", 'test_splits=["test"]', "-o", output]
+    data = tmp_path / "data"
+    data.mkdir()
+    # An odd number of sentences for two processes.
+    for split, count in (("train", 100), ("validation", 3), ("test", 5)):
+        rows = [{"en": p["source"], "de": p["target"]} for p in generate_translation(split, count)]
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            *launch,
+            "-m",
+            "vanilla_transformer",
+            *map(str, arguments),
+            "--data",
+            str(data),
+        ],
+        capture_output=True,
+        text=True,
+        env={**environment(repository), "ACCELERATE_USE_CPU": "true"},
+        cwd=tmp_path,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # One process speaks, and has the scores of all.
+    assert done.stdout.count("test (5 sentences)") == 1
+    assert done.stdout.count(f"results: {output / 'results.json'}") == 1
+    results = json.loads((output / "results.json").read_text())
+    assert results["tests"]["test"]["sentences"] == 5
+    assert results["environment"]["processes"] == 2
+    model, vocabulary = recipes.load_model(output, "cpu")
+    pairs, _ = recipes.load_parallel(data, "en", "de", "test")
+    recipe = recipes.read_recipe(output / "recipe.json")
+    scores, _ = recipes.score_corpus(model, vocabulary, pairs, recipe.decoding, recipe.bleu)
+    for metric in ("bleu", "chrf", "ter"):
+        assert results["tests"]["test"][metric] == scores[metric]
+
+
 def script(*arguments: object) -> list[str]:
     """The installed script, or where the package is not installed what it would call."""
     installed = Path(sys.executable).with_name("vanilla-transformer")
@@ -402,7 +552,9 @@ def test_interrupt_from_the_keyboard(repository: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error == "vanilla-transformer: interrupted\n"
+    lines = [line for line in error.splitlines() if line.startswith("vanilla-transformer: ")]
+    assert len(lines) == 1
+    assert f"--resume --output {output}" in lines[0]
     # What was being written is gone, and what stands is whole.
     assert not list(output.glob("**/.tmp-*"))
     recipes.load_model(max(output.glob("checkpoints/update-*")))
@@ -414,7 +566,14 @@ def test_interrupt_from_the_keyboard(repository: Path, tmp_path: Path) -> None:
 def test_every_option_is_explained(command: Command) -> None:
     application = typer.main.get_command(cli.app)
     verbs = application.commands  # type: ignore[attr-defined]
-    assert sorted(verbs) == ["evaluate", "tokenizer", "train", "translate"]
+    assert sorted(verbs) == [
+        "average",
+        "evaluate",
+        "export-checkpoint",
+        "tokenizer",
+        "train",
+        "translate",
+    ]
     for verb, definition in verbs.items():
         help_page = command(verb, "--help")
         assert help_page.status == 0
@@ -441,6 +600,8 @@ def test_every_option_is_explained(command: Command) -> None:
         (["evaluate", "x"], "Missing argument 'data'"),
         (["tokenizer", "tiny_world"], "Missing option '--output'"),
         (["train"], "name a recipe: tiny-world, multi30k"),
+        (["train", "--resume"], "--resume needs --output, the directory of the run"),
+        (["average", "x"], "Missing option '--output'"),
         (["translate", "x", "--beams", "0"], "'--beams': Input should be greater than or equal"),
         (["translate", "x", "--beams", "two"], "'--beams': Input should be a valid integer"),
         (["translate", "x", "--n-best", "0"], "'--n-best'"),
@@ -487,7 +648,9 @@ def test_wrong_arguments(command: Command, arguments: list[str], message: str) -
         (["--tokenizer", "nowhere"], "nowhere: no such directory"),
         (["--init", "nowhere"], "nowhere is neither a directory nor a model"),
         (["--init", "x", "--tokenizer", "y"], "exclude each other"),
-        (["--resume"], "holds no run to resume"),
+        (["--resume"], "holds no run: there is no recipe.json in it"),
+        (["--driver", "horse"], "driver ('horse') must be one of loop, trainer"),
+        (["--set", "validation_split=null", "--streaming"], "cannot be held out of streamed data"),
     ],
 )
 def test_wrong_training_options(
@@ -516,10 +679,19 @@ def test_an_existing_run_is_left_alone(command: Command, run_dir: Path) -> None:
 def test_resuming_with_other_settings_is_refused(
     command: Command, run_dir: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(run_dir, tmp_path / "run")
-    resume = [*TINY, "--resume", "-o", tmp_path / "run", "--updates", 20]
-    assert "another architecture" in one_line(command(*resume, "--set", "architecture.d_ff=64"))
-    assert "belongs to other batches" in one_line(command(*resume, "--set", "train_limit=90"))
+    output = tmp_path / "run"
+    shutil.copytree(run_dir, output)
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    resume = ["train", "--resume", "-o", output, "--updates", 20]
+    for setting in ("architecture.d_ff=64", "train_limit=90", "training.seed=3"):
+        line = one_line(command(*resume, "--set", setting))
+        assert "would be another run; begin a new run in another directory" in line
+    assert "corpus cannot change" in one_line(command(*resume, "--data", "wmt14"))
+    assert "initial_model cannot change" in one_line(command(*resume, "--init", run_dir))
+    assert "exclude each other" in one_line(command(*resume, "--tokenizer", run_dir))
+    other = ["train", "multi30k-en-de", "--resume", "-o", output]
+    assert "is a run of tiny-world, not of multi30k-en-de" in one_line(command(*other))
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
 
 def test_train_where_nothing_can_be_written(command: Command, tmp_path: Path) -> None:

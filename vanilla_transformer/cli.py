@@ -1,11 +1,11 @@
 """`vanilla-transformer VERB`: parses the arguments, calls one function, prints what it gives."""
 
-import dataclasses
 import io
 import json
 import logging
 import os
 import sys
+import textwrap
 import typing
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 import typer
+
+from .atomic_file import atomic_file
 
 # typer brings its own copy of click since 0.2x, and before took the installed one: BadParameter is
 # the one error of either that typer exports, and these are what it is a kind of.
@@ -97,7 +99,11 @@ def train(
         str | None, typer.Option(help="Go on from this model, with its tokenizer (fine-tuning).")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --output.")
+        bool,
+        typer.Option("--resume", help="Go on with the run in --output, by its own recipe."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would cost, and stop there.")
     ] = False,
     updates: Annotated[int | None, typer.Option(min=1, help="training.updates")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="training.max_minutes")] = None,
@@ -105,6 +111,10 @@ def train(
         str | None, typer.Option(help="training.precision: no, bf16, fp16")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="training.seed")] = None,
+    driver: Annotated[
+        str | None,
+        typer.Option(help="What trains: loop, the explicit one, or trainer, transformers' own."),
+    ] = None,
     change: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,25 +132,41 @@ def train(
         bool, typer.Option("--list", help="List the recipes and exit.")
     ] = False,
 ) -> None:
-    """Train a model by a recipe, from text to test scores."""
+    """Train a model by a recipe, from text to test scores.
+
+    On several GPUs: torchrun --nproc-per-node 8 -m vanilla_transformer train RECIPE
+    """
     from .inspection.curves import plot_training
-    from .recipes import RECIPES, execute, find_recipe
+    from .recipes import RECIPES, changed, estimate, execute, find_recipe, read_recipe
 
     if list_recipes:
-        for listed in RECIPES.values():
-            print(f"{listed.name:20} {listed.description}")
-            if listed.published:
-                print(f"{'':20} published: {listed.published}")
+        if is_main_process():
+            print_recipes()
         return
-    if not recipe:
+    if resume:
+        if output is None and not recipe:
+            raise typer.BadParameter("--resume needs --output, the directory of the run")
+        output = output or Path("runs") / recipe
+        chosen = read_recipe(output / "recipe.json")
+        if recipe and recipe != chosen.name:
+            raise ValueError(f"{output} is a run of {chosen.name}, not of {recipe}; leave it out")
+    elif not recipe:
         raise typer.BadParameter(f"name a recipe: {', '.join(RECIPES)}")
+    else:
+        chosen = find_recipe(recipe)
+        output = output or Path("runs") / chosen.name
+    if data is not None and len(data) > 2:
+        raise ValueError(f"give one corpus or two text files, not {len(data)}: {', '.join(data)}")
     shortcuts = {
         "training.updates": updates,
         "training.max_minutes": max_minutes,
         "training.precision": precision,
         "training.seed": seed,
+        "driver": driver,
+        "corpus": data[0] if data is not None and len(data) == 1 else data,
+        "initial_model": init,
+        "streaming": streaming or None,
     }
-    chosen = find_recipe(recipe)
     for name, value in shortcuts.items():
         if value is not None:
             chosen = changed(chosen, name, value)
@@ -149,22 +175,70 @@ def train(
         if not equals:
             raise ValueError(f"--set {item!r} must be NAME=VALUE, such as training.warmup=2000")
         chosen = changed(chosen, name, parsed(text))
-    output = output or Path("runs") / chosen.name
-    results = execute(
-        chosen,
-        output,
-        data=None if data is None else as_corpus(data),
-        tokenizer=tokenizer,
-        initial_model=init,
-        streaming=streaming,
-        num_proc=num_proc,
-        resume=resume,
-    )
+    if dry_run:
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
+        known = output / "tokenizer" if resume else tokenizer
+        if is_main_process():
+            costs, corpus = estimate(
+                chosen, tokenizer=known, processes=processes, is_sharded=is_sharded
+            )
+            print_estimate(chosen, costs, corpus)
+        return
+    results = execute(chosen, output, tokenizer=tokenizer, num_proc=num_proc, resume=resume)
+    if not is_main_process():
+        return
     plot_training(output / "training_log.jsonl", output / "training.png")
     print_skipped(results["data"]["skipped"] | {"too long": results["data"]["too_long"]})
     for split, scores in results["tests"].items():
         print_scores(f"{split} ({scores['sentences']} sentences)", scores)
     print(f"model: {output / 'model'}\nresults: {output / 'results.json'}")
+
+
+@app.command()
+def average(
+    models: Annotated[
+        list[Path],
+        typer.Argument(help="A run's directory, or the directories of models, oldest first."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
+    last: Annotated[
+        int, typer.Option(min=1, help="Checkpoints of the run to average: the paper's 5, or 20.")
+    ] = 5,
+    ema_decay: Annotated[
+        float | None,
+        typer.Option(help="Weigh each checkpoint this much less than the next; all alike."),
+    ] = None,
+) -> None:
+    """Average the last checkpoints of a run, or several models, into one (paper 6.1)."""
+    from .training.averaging import average_checkpoints
+    from .training.checkpointing import find_checkpoints
+
+    paths = models
+    if len(models) == 1:
+        paths = find_checkpoints(models[0])[-last:]
+        if not paths:
+            raise ValueError(
+                f"{models[0]} holds no checkpoints; give a run's directory, or several models"
+            )
+    average_checkpoints(paths, output, decay=ema_decay)
+    weights = "equal weights" if ema_decay is None else f"decay {ema_decay}"
+    print(
+        f"{output}: mean of {len(paths)} with {weights}: {', '.join(path.name for path in paths)}"
+    )
+
+
+@app.command()
+def export_checkpoint(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint, such as RUN/checkpoints/update-00001000.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
+) -> None:
+    """Write a training checkpoint, sharded or not, as one model that from_pretrained loads."""
+    from .training.checkpointing import export_model
+
+    print(f"{export_model(checkpoint, output)}: the model of {checkpoint}")
 
 
 @app.command()
@@ -331,54 +405,6 @@ def parsed(text: str) -> Any:
         return text
 
 
-def changed(instance: Any, name: str, value: Any) -> Any:
-    """A copy of a dataclass with the field `name`, dotted for one inside another, set to `value`.
-
-    Raises:
-        ValueError: There is no such field, or the value is of another type.
-    """
-    first, _, rest = name.partition(".")
-    types = typing.get_type_hints(type(instance))
-    if first not in types:
-        known = ", ".join(types)
-        raise ValueError(f"{type(instance).__name__} has no field {first!r}; it has {known}")
-    current = getattr(instance, first)
-    if rest:
-        if dataclasses.is_dataclass(current):
-            return dataclasses.replace(instance, **{first: changed(current, rest, value)})
-        if isinstance(current, dict):
-            return dataclasses.replace(instance, **{first: {**current, rest: value}})
-        raise ValueError(f"{first} has no parts, so {name} names nothing")
-    if types[first] is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(value, list) and isinstance(current, tuple):
-        value = tuple(value)
-    if not is_instance(value, types[first]):
-        annotation = types[first]
-        expected = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-        if typing.get_origin(annotation) is typing.Literal:
-            expected = f"one of {', '.join(typing.get_args(annotation))}"
-        raise ValueError(f"{name} ({value!r}) must be {expected}")
-    return dataclasses.replace(instance, **{first: value})
-
-
-def is_instance(value: Any, annotation: Any) -> bool:
-    """Whether `value` is what a field's annotation allows: a class, a union or a Literal."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return value in typing.get_args(annotation)
-    arguments = typing.get_args(annotation)
-    origin = typing.get_origin(annotation)
-    if origin in (tuple, dict, list):
-        return isinstance(value, origin)
-    if arguments:
-        return any(is_instance(value, argument) for argument in arguments)
-    if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, annotation)
-
-
 # --------------------------------------------------------------------------- files and printing
 
 
@@ -427,13 +453,94 @@ def opened_output(path: Path | None) -> Iterator[typing.TextIO]:
         with open(path, "w", encoding="utf-8") as file:
             yield file
         return
-    partial = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        yield file
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one of those launched together that prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_recipes() -> None:
+    """The recipes, each with the figure it aims at."""
+    from .recipes import RECIPES
+
+    for recipe in RECIPES.values():
+        print(recipe.name)
+        print_entry("", recipe.description, width=4)
+        if recipe.published:
+            print_entry("", f"published: {recipe.published}", width=4)
+
+
+def print_estimate(recipe: Any, costs: Any, corpus: Any) -> None:
+    """What a run would cost, in lines of at most 80 columns."""
+    from .recipes import describe_machine
+
+    config, training, update, piece = costs.config, recipe.training, costs.update, costs.piece
+    print(recipe.name)
+    print_entry("", recipe.description)
+    print_entry("published", recipe.published or "no figure")
+    print_entry(
+        "model",
+        f"{costs.parameters:,} parameters: {config.num_encoder_layers} + "
+        f"{config.num_decoder_layers} layers, d_model {config.d_model}, d_ff {config.d_ff}, "
+        f"{config.num_heads} heads, {config.vocab_size:,} tokens",
+    )
+    if corpus is None:
+        where = f"{recipe.corpus} is on the Hub" if recipe.corpus else "yet to be given"
+        text = f"{where}: epochs unknown, sentences taken to have {update.source_length} tokens"
+    else:
+        how = "counted" if corpus.is_counted else "estimated from the words"
+        text = (
+            f"{corpus.pairs:,} pairs, about {corpus.source_tokens:,.0f} source and "
+            f"{corpus.target_tokens:,.0f} target tokens ({how})"
+        )
+    print_entry("text", text)
+    print_entry(
+        "update",
+        f"up to {training.max_source_tokens:,} source and {training.max_target_tokens:,} target "
+        f"tokens with padding, about {update.target_tokens / update.target_length:,.0f} sentences, "
+        "however many processes share them",
+    )
+    pieces = (
+        "1 piece" if training.accumulation_steps == 1 else f"{training.accumulation_steps} pieces"
+    )
+    print_entry(
+        "processes",
+        f"{costs.processes}, each with {pieces} of about {piece.source_tokens:,.0f} + "
+        f"{piece.target_tokens:,.0f} tokens",
+    )
+    epochs = "" if costs.epochs is None else f", about {costs.epochs:,.1f} epochs"
+    print_entry("updates", f"{training.updates:,}, of which {training.warmup:,} to warm up{epochs}")
+    print_entry(
+        "compute",
+        f"{costs.update_flops / 1e12:,.3g} TFLOP an update, {costs.total_flops:.2g} FLOP in all",
+    )
+    parts = ", ".join(
+        f"{name.replace('_', ' ')} {in_bytes(size)}"
+        for name, size in vars(costs.memory).items()
+        if size
+    )
+    print_entry("memory", f"about {in_bytes(costs.memory.total)} a process, an estimate: {parts}")
+    print_entry("machine", describe_machine())
+
+
+def in_bytes(size: float) -> str:
+    """A size in the unit that suits it."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def print_entry(name: str, text: str, width: int = 11) -> None:
+    """A name and its text, wrapped beside it."""
+    wrapper = textwrap.TextWrapper(
+        80,
+        initial_indent=name.ljust(width),
+        subsequent_indent=" " * width,
+        # A name such as Jason-Young-AI/YoungS-configs stays in one piece.
+        break_on_hyphens=False,
+    )
+    print(wrapper.fill(text))
 
 
 def print_scores(title: str, scores: dict[str, Any]) -> None:
@@ -456,7 +563,7 @@ def main() -> None:
     from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
-    logging.basicConfig(level=logging.WARNING, format="vanilla-transformer: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format=f"{signature()}: %(message)s")
     transformers_logging.disable_progress_bar()
     if not sys.stderr.isatty():
         # Read by `datasets` when it is imported: bars in a log file are noise.
@@ -468,8 +575,8 @@ def main() -> None:
             command.invoke(context)
     except typer.Exit as error:
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        fail("interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        fail(str(error) or "interrupted", 130)
     except BrokenPipeError:
         # Whoever read the output has read enough. Leave quietly, also from the flush at exit.
         sys.stderr.close()
@@ -492,5 +599,11 @@ def main() -> None:
 
 def fail(message: str, status: int) -> typing.NoReturn:
     """Prints one line to standard error and exits."""
-    print(f"vanilla-transformer: {message}", file=sys.stderr)
+    print(f"{signature()}: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def signature() -> str:
+    """Who speaks: the program and, of several processes, all but the main one by number."""
+    name = "vanilla-transformer"
+    return name if is_main_process() else f"{name}, process {os.environ['RANK']}"

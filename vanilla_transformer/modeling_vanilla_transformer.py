@@ -39,7 +39,6 @@ from transformers.modeling_utils import (
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_vanilla_transformer import VanillaTransformerConfig
@@ -546,7 +545,6 @@ class VanillaTransformerEncoder(VanillaTransformerStack):
         super().__init__(config, config.vocab_size, nn.ModuleList(layers))
         self.post_init()
 
-    @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
@@ -615,7 +613,6 @@ class VanillaTransformerDecoder(VanillaTransformerStack):
         super().__init__(config, config.target_vocab_size, nn.ModuleList(layers))
         self.post_init()
 
-    @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
@@ -653,6 +650,8 @@ class VanillaTransformerDecoder(VanillaTransformerStack):
         inputs_embeds = self.embed_inputs(
             input_ids, inputs_embeds, "decoder_input_ids and decoder_inputs_embeds"
         )
+        if use_cache is None:
+            use_cache = self.config.use_cache
         if use_cache and past_key_values is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
             if self.config.is_encoder_decoder:
@@ -705,14 +704,110 @@ class VanillaTransformerDecoder(VanillaTransformerStack):
 # ---------------------------------------------------------------------------------------- loss
 
 
-class _ProjectedCrossEntropy(torch.autograd.Function):
+def _projected_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    smoothing: float,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Output layer, softmax and label-smoothed cross-entropy in one, a chunk of rows at a time.
 
-    Both gradients are computed in the forward pass, while a chunk's logits are at hand, so that
+    The gradients are computed along with the loss, while a chunk's logits are at hand, so that
     logits of one chunk exist at any moment instead of those of all rows. With
     q = (1 - eps) onehot(y) + eps / V a row's loss is logsumexp(z) - (1 - eps) z_y - eps mean(z) and
     its gradient softmax(z) - q; the uniform part of q is of rank one and never materialised.
+
+    Args:
+        hidden: `[M, d]`; rows whose label is ignored take no part.
+        weight: `[V, d]`.
+        bias: `[V]`.
+        labels: `[M]`.
+        smoothing: eps.
+        dtype: Of the matrix products; sums and softmax are in float32.
+
+    Returns:
+        The loss, summed over the rows; its gradients by `hidden`, by `weight` and by `bias` (empty
+        where there is none).
     """
+    d_model, vocab_size = hidden.shape[1], weight.shape[0]
+    confidence, uniform = 1.0 - smoothing, smoothing / vocab_size
+    is_kept = labels != IGNORE_INDEX
+    kept = is_kept.nonzero().squeeze(1)
+    cast_weight = weight.to(dtype)
+    mean_row = weight.sum(dim=0, dtype=torch.float32)
+    bias_sum = 0.0 if bias is None else bias.sum(dtype=torch.float32)
+
+    loss = hidden.new_zeros((), dtype=torch.float32)
+    hidden_grad = torch.zeros_like(hidden)
+    weight_grad = torch.zeros_like(weight, dtype=torch.float32)
+    bias_grad = weight.new_zeros(0 if bias is None else vocab_size, dtype=torch.float32)
+    # Rows of d_model keep the traffic of the weight gradient below that of the logits.
+    chunk = max(256, d_model)
+    # One buffer for the logits of all chunks: a fresh one each would be paged in each time.
+    buffer = hidden.new_empty((min(len(kept), chunk), vocab_size), dtype=dtype)
+    for rows in kept.split(chunk):
+        h, y = hidden[rows].to(dtype), labels[rows]
+        logits = torch.mm(h, cast_weight.t(), out=buffer[: len(rows)]).float()
+        if bias is not None:
+            logits += bias
+        logit_sum = h.float() @ mean_row + bias_sum
+        row_loss = -uniform * logit_sum - confidence * _pick(logits, y)
+        # From here on in place: logits, then exp(logits), then the gradient by the logits less its
+        # rank-one part.
+        largest = logits.amax(dim=-1, keepdim=True)
+        # exp2 for exp: vectorised everywhere, and no slow path for what underflows.
+        exponentials = logits.sub_(largest).mul_(_LOG2_E).exp2_()
+        normaliser = exponentials.sum(dim=-1, keepdim=True)
+        row_loss += (largest + normaliser.log()).squeeze(1)
+        loss += row_loss.sum()
+        exponentials.div_(normaliser)
+        logits.scatter_add_(1, y.unsqueeze(1), logits.new_full((len(rows), 1), -confidence))
+        grad = logits.to(dtype)
+        h_grad = torch.mm(grad, cast_weight).float().sub_(uniform * mean_row)
+        hidden_grad[rows] = h_grad.to(hidden.dtype)
+        if dtype == torch.float32:
+            weight_grad.addmm_(grad.t(), h)
+        else:
+            weight_grad += torch.mm(grad.t(), h)
+        if bias is not None:
+            bias_grad += logits.sum(dim=0)
+    weight_grad -= uniform * (is_kept.float() @ hidden.float())
+    bias_grad -= uniform * len(kept)
+    return loss, hidden_grad, weight_grad, bias_grad
+
+
+# To a compiled graph the above is one operation: how many rows count, and so how many chunks there
+# are, depends on the data, and following that would mean another graph for every batch. The name
+# is the module's own, since a copy of this file may come from the Hub beside the package's.
+_compiled_projected_cross_entropy = torch.library.custom_op(
+    re.sub(r"\W", "_", __name__, flags=re.ASCII) + "::projected_cross_entropy",
+    _projected_cross_entropy,
+    mutates_args=(),
+)
+
+
+@_compiled_projected_cross_entropy.register_fake
+def _(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    smoothing: float,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...]:
+    """Shapes and types of what `_projected_cross_entropy` returns."""
+    return (
+        hidden.new_empty((), dtype=torch.float32),
+        torch.empty_like(hidden),
+        torch.empty_like(weight, dtype=torch.float32),
+        weight.new_empty(0 if bias is None else weight.shape[0], dtype=torch.float32),
+    )
+
+
+class _ProjectedCrossEntropy(torch.autograd.Function):
+    """`_projected_cross_entropy` times a scale, with its gradients."""
 
     @staticmethod
     def forward(
@@ -727,75 +822,17 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         device_type = hidden.device.type
         is_autocast = torch.is_autocast_enabled(device_type)
         dtype = torch.get_autocast_dtype(device_type) if is_autocast else hidden.dtype
+        compute = (
+            _compiled_projected_cross_entropy
+            if torch.compiler.is_compiling()
+            else _projected_cross_entropy
+        )
         with torch.autocast(device_type, enabled=False):
-            return _ProjectedCrossEntropy._run(
-                ctx, hidden, weight, bias, labels, scale, smoothing, dtype
-            )
-
-    @staticmethod
-    def _run(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        labels: torch.Tensor,
-        scale: torch.Tensor,
-        smoothing: float,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        rows, d_model = hidden.shape
-        vocab_size = weight.shape[0]
-        # Rows whose label is ignored keep a place, with no share in loss and gradients.
-        row_share = (labels != IGNORE_INDEX).float()
-        target = labels.clamp_min(0)
-        confidence, uniform = 1.0 - smoothing, smoothing / vocab_size
-        cast_weight = weight.to(dtype)
-        mean_row = weight.sum(dim=0, dtype=torch.float32)
-        bias_sum = 0.0 if bias is None else bias.sum(dtype=torch.float32)
-
-        loss = hidden.new_zeros((), dtype=torch.float32)
-        hidden_grad = torch.empty_like(hidden)
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32)
-        bias_grad = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        # Rows of d_model keep the traffic of the weight gradient below that of the logits.
-        chunk = min(rows, max(256, d_model))
-        # One buffer for the logits of all chunks: a fresh one each would be paged in each time.
-        buffer = hidden.new_empty((chunk, vocab_size), dtype=dtype)
-        for start in range(0, rows, max(1, chunk)):
-            rows_of = slice(start, min(start + chunk, rows))
-            h, y, share = hidden[rows_of].to(dtype), target[rows_of], row_share[rows_of]
-            logits = torch.mm(h, cast_weight.t(), out=buffer[: h.shape[0]]).float()
-            if bias is not None:
-                logits += bias
-            logit_sum = h.float() @ mean_row + bias_sum
-            row_loss = -uniform * logit_sum - confidence * _pick(logits, y)
-            # From here on in place: logits, then exp(logits), then the gradient by the logits less
-            # its rank-one part.
-            largest = logits.amax(dim=-1, keepdim=True)
-            # exp2 for exp: vectorised everywhere, and no slow path for what underflows.
-            exponentials = logits.sub_(largest).mul_(_LOG2_E).exp2_()
-            normaliser = exponentials.sum(dim=-1, keepdim=True)
-            row_loss += (largest + normaliser.log()).squeeze(1)
-            loss += (row_loss * share).sum()
-            exponentials.mul_(share.unsqueeze(1) / normaliser)
-            logits.scatter_add_(1, y.unsqueeze(1), (-confidence * share).unsqueeze(1))
-            grad = logits.to(dtype)
-            h_grad = torch.mm(grad, cast_weight).float()
-            h_grad -= (uniform * share).unsqueeze(1) * mean_row
-            hidden_grad[rows_of] = h_grad.to(hidden.dtype)
-            if dtype == torch.float32:
-                weight_grad.addmm_(grad.t(), h)
-            else:
-                weight_grad += torch.mm(grad.t(), h)
-            if bias_grad is not None:
-                bias_grad += logits.sum(dim=0)
-        weight_grad -= uniform * (row_share @ hidden.float())
-        if bias_grad is not None:
-            bias_grad -= uniform * row_share.sum()
+            loss, *gradients = compute(hidden, weight, bias, labels, smoothing, dtype)
         # The division by the number of tokens waits for the backward pass, where a gradient scaler
         # meets it: the share of one token in a large update is below what fp16 can hold.
-        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad, scale)
-        ctx.weight_dtype = weight.dtype
+        ctx.save_for_backward(*gradients, scale)
+        ctx.weight_dtype, ctx.has_bias = weight.dtype, bias is not None
         return loss * scale
 
     @staticmethod
@@ -805,7 +842,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         return (
             (hidden_grad.float() * factor).to(hidden_grad.dtype),
             (weight_grad * factor).to(ctx.weight_dtype),
-            None if bias_grad is None else (bias_grad * factor).to(ctx.weight_dtype),
+            (bias_grad * factor).to(ctx.weight_dtype) if ctx.has_bias else None,
             None,
             None,
             None,
@@ -841,15 +878,13 @@ def language_model_loss(
         A scalar, in nats per token.
     """
     hidden, labels = hidden_states.flatten(0, 1), labels.flatten().to(hidden_states.device)
-    if not torch.compiler.is_compiling():
-        # How many are left depends on the data, which a compiled graph cannot follow: there the
-        # ignored rows stay and weigh nothing.
-        kept = labels != IGNORE_INDEX
-        hidden, labels = hidden[kept], labels[kept]
     if num_items_in_batch is None:
         count = (labels != IGNORE_INDEX).sum().clamp_min(1)
+    elif isinstance(num_items_in_batch, torch.Tensor):
+        count = num_items_in_batch.to(hidden.device).reshape(())
     else:
-        count = torch.as_tensor(num_items_in_batch, device=hidden.device).reshape(())
+        # `as_tensor` would make a compiled graph for each number.
+        count = torch.full((), num_items_in_batch, device=hidden.device)
     return _ProjectedCrossEntropy.apply(
         hidden, lm_head.weight, lm_head.bias, labels, 1.0 / count, float(label_smoothing)
     )
@@ -1317,6 +1352,10 @@ class VanillaTransformerForConditionalGeneration(
                 setattr(config, name, default)
         # One made from the model's config alone would lose these two when it is loaded again.
         config._from_model_config = False
+        if config.max_length == 20:
+            # transformers' default, which Seq2SeqTrainer writes into the model on its own: nobody's
+            # wish, and shorter than most translations. Passed to `generate` it does hold.
+            config.max_length = None
 
     def _source_lengths(self, kwargs: dict[str, Any]) -> torch.Tensor | None:
         """Real source tokens of each sentence, `[B]`, from whatever `generate` was given."""

@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from vanilla_transformer.data import corpora
-from vanilla_transformer.data.corpora import load_parallel
+from vanilla_transformer.data.corpora import hold_out, load_parallel
 
 PAIRS = [
     ("The dog barks.", "Der Hund bellt."),
@@ -205,6 +205,15 @@ def hub(monkeypatch):
                 "revision": "refs/convert/parquet",
             },
         ),
+        (
+            "iwslt14",
+            ("de", "en"),
+            {
+                "path": "bbaaaa/iwslt14-de-en-preprocess",
+                "data_dir": "de-en",
+                "revision": "refs/convert/parquet",
+            },
+        ),
         ("someone/else", ("en", "de"), {"path": "someone/else"}),
     ],
 )
@@ -325,6 +334,39 @@ def test_nothing_half_written_is_left_in_the_cache(tmp_path):
         with pytest.raises(ValueError, match="line 4001"):
             load(path, tmp_path)
         assert list((tmp_path / "cache").rglob("*.*")) == []
+
+
+# Held out
+
+
+def test_a_source_held_out_is_not_trained_on_with_another_translation():
+    sources = [f"sentence {number % 50}" for number in range(120)]
+    pairs = Dataset.from_dict({"source": sources, "target": [f"t{n}" for n in range(120)]})
+    train, held_out = hold_out(pairs, 7)
+    assert len(set(held_out["source"])) == 7
+    assert len(train) + len(held_out) == 120
+    assert not set(train["source"]) & set(held_out["source"])
+    # Of the whole corpus, not of its beginning or end, and each part in the corpus's order.
+    for part in (train, held_out):
+        assert list(part["target"]) == sorted(part["target"], key=lambda text: int(text[1:]))
+    numbers = {int(source.split()[1]) for source in held_out["source"]}
+    assert max(numbers) - min(numbers) > 10
+
+
+def test_what_is_held_out_does_not_depend_on_the_order_of_the_corpus():
+    texts = [f"sentence {number}" for number in range(60)]
+    chosen = [
+        set(hold_out(Dataset.from_dict({"source": order, "target": order}), 9)[1]["source"])
+        for order in (texts, texts[::-1])
+    ]
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_more_cannot_be_held_out_than_there_is(count):
+    pairs = Dataset.from_dict({"source": ["a", "b", "c", "c"], "target": ["x"] * 4})
+    with pytest.raises(ValueError, match=rf"held_out \({count}\) must be .* below the 3 different"):
+        hold_out(pairs, count)
 
 
 # Refusals

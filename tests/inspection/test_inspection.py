@@ -18,7 +18,6 @@ import torch
 from transformers import MarianConfig, MarianMTModel, PreTrainedModel
 
 from vanilla_transformer.configuration_vanilla_transformer import VanillaTransformerConfig
-from vanilla_transformer.inspection.atomic_file import atomic_file
 from vanilla_transformer.inspection.attention import (
     MAX_TOKENS,
     attention_page,
@@ -306,25 +305,6 @@ def test_source_must_be_a_sentence(
     with pytest.raises(ValueError, match=message):
         write_attention_page(model, tokenizer, source, tmp_path / "page.html", target=target)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_atomic_file_is_whole_or_untouched(tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
-    path.write_text("old")
-
-    def stop_half_way() -> None:
-        with atomic_file(path) as temporary:
-            temporary.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stop_half_way()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    with atomic_file(path) as temporary:
-        temporary.write_text("new")
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.slow

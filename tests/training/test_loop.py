@@ -6,12 +6,12 @@ import itertools
 import json
 import math
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
@@ -22,14 +22,18 @@ from vanilla_transformer import (
     VanillaTransformerConfig,
     VanillaTransformerForConditionalGeneration,
 )
+from vanilla_transformer.data.batching import TokenBudgetBatchSampler
 from vanilla_transformer.data.tiny_world import generate_translation
 from vanilla_transformer.generation import DecodingSettings, translate
 from vanilla_transformer.tasks.translation import encode_pairs
 from vanilla_transformer.tokenization import train_tokenizer
 from vanilla_transformer.training import loop
 from vanilla_transformer.training.checkpointing import find_checkpoints, verify_checkpoint
-from vanilla_transformer.training.loop import TrainingResult, TrainingSettings, train
+from vanilla_transformer.training.loop import TrainingResult, train
 from vanilla_transformer.training.optimization import learning_rate
+from vanilla_transformer.training.settings import TrainingSettings
+from vanilla_transformer.training.updates import Update, UpdateStream, pair_lengths
+from vanilla_transformer.training.validation import Validation
 
 SETTINGS = TrainingSettings(
     updates=12,
@@ -148,8 +152,9 @@ def test_log_has_both_kinds_of_line(finished: Finished) -> None:
         assert 0 < row["padding_share"] < 0.5
         assert row["tokens_per_second"] > 0
         assert 0 < row["gradient_norm"] < 100
+    assert [row["is_final"] for row in validation] == [False, False, True]
     for row in validation:
-        assert row.keys() == common | {"perplexity", "bleu"}
+        assert row.keys() == common | {"perplexity", "bleu", "is_final"}
         assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
         assert 0 <= row["bleu"] <= 100
     for before, after in itertools.pairwise(log):
@@ -158,8 +163,8 @@ def test_log_has_both_kinds_of_line(finished: Finished) -> None:
 
 
 def test_epochs_count_updates(world: World, finished: Finished) -> None:
-    sampler = loop.TokenBudgetBatchSampler(
-        *loop.pair_lengths(world.pairs),
+    sampler = TokenBudgetBatchSampler(
+        *pair_lengths(world.pairs),
         max_source_tokens=SETTINGS.max_source_tokens,
         max_target_tokens=SETTINGS.max_target_tokens,
     )
@@ -256,12 +261,12 @@ class Interruption:
 
     def __init__(self, updates: int) -> None:
         self.updates = updates
-        self.step = loop.Trainee.step
+        self.compute_gradients = loop.Run.compute_gradients
 
-    def __call__(self, trainee: loop.Trainee, update: loop.Update) -> torch.Tensor:
-        if trainee.updates_done == self.updates:
+    def __call__(self, run: loop.Run, update: Update) -> torch.Tensor:
+        if run.progress.updates == self.updates:
             raise KeyboardInterrupt
-        return self.step(trainee, update)
+        return self.compute_gradients(run, update)
 
 
 def interrupt(
@@ -269,7 +274,9 @@ def interrupt(
 ) -> None:
     with monkeypatch.context() as patch:
         interruption = Interruption(updates)
-        patch.setattr(loop.Trainee, "step", lambda self, update: interruption(self, update))
+        patch.setattr(
+            loop.Run, "compute_gradients", lambda self, update: interruption(self, update)
+        )
         with pytest.raises(KeyboardInterrupt):
             run_training(world, run_dir, **options)
 
@@ -312,6 +319,7 @@ def test_resuming_a_finished_run_trains_no_more(world: World, tmp_path: Path) ->
     weights = load_file(run_dir / "model" / "model.safetensors")
     again = run_training(world, run_dir, settings, resume=True)
     assert again.updates == 4
+    assert [row["update"] for row in read_log(run_dir)] == [3, 4]
     assert again.validation == first.validation
     found = load_file(run_dir / "model" / "model.safetensors")
     assert all(torch.equal(found[name], weights[name]) for name in weights)
@@ -342,7 +350,7 @@ def test_resuming_with_another_architecture_is_refused(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(world, tmp_path / "run", monkeypatch, 5)
-    with pytest.raises(ValueError, match=r"another architecture.*recipe\.json"):
+    with pytest.raises(ValueError, match=r"fc1.weight is \(32, 16\).*architecture"):
         run_training(world, tmp_path / "run", model=fresh_model(world, d_ff=64), resume=True)
 
 
@@ -374,8 +382,8 @@ def test_more_pieces_than_sentences(world: World, tmp_path: Path) -> None:
 
 def test_loss_of_the_first_update_is_that_of_its_batch(world: World, tmp_path: Path) -> None:
     model = fresh_model(world, dropout=0.0)
-    sampler = loop.TokenBudgetBatchSampler(
-        *loop.pair_lengths(world.pairs), max_source_tokens=256, max_target_tokens=256, seed=1
+    sampler = TokenBudgetBatchSampler(
+        *pair_lengths(world.pairs), max_source_tokens=256, max_target_tokens=256, seed=1
     )
     total, tokens = 0.0, 0
     smoothing, size = 0.1, len(world.tokenizer)
@@ -414,8 +422,24 @@ def test_streamed_training(world: World, tmp_path: Path) -> None:
     assert {0.0, 1.0} <= {row["epoch"] for row in log}
     assert log[-1]["loss"] < log[0]["loss"] - 0.2
     AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "model")
-    with pytest.raises(ValueError, match="streamed data cannot be resumed exactly"):
-        run_training(world, tmp_path / "run", settings, pairs=streamed(world), resume=True)
+
+
+# In the first epoch and in the second.
+@pytest.mark.parametrize("updates", [6, 26])
+def test_streamed_training_resumes_exactly(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
+) -> None:
+    settings = dataclasses.replace(SETTINGS, updates=30, validate_every=30)
+    run_training(world, tmp_path / "straight", settings, pairs=streamed(world))
+    broken = tmp_path / "broken"
+    interrupt(world, broken, monkeypatch, updates, settings=settings, pairs=streamed(world))
+    other = streamed(world, max_length=20)
+    with pytest.raises(ValueError, match=r"not those that the run was trained on|the stream gave"):
+        run_training(world, broken, settings, pairs=other, resume=True)
+    with pytest.raises(ValueError, match="with streamed data; resume it so"):
+        run_training(world, broken, settings, resume=True)
+    run_training(world, broken, settings, pairs=streamed(world), resume=True)
+    assert without_times(read_log(broken)) == without_times(read_log(tmp_path / "straight"))
 
 
 def test_no_pair_to_train_on(world: World, tmp_path: Path) -> None:
@@ -428,35 +452,169 @@ def test_no_pair_to_train_on(world: World, tmp_path: Path) -> None:
 # Ends
 
 
-def test_divergence_stops_with_a_remedy(world: World, tmp_path: Path) -> None:
-    settings = dataclasses.replace(SETTINGS, learning_rate_factor=1e30, max_gradient_norm=None)
-    with pytest.raises(FloatingPointError, match=r"by update 3; lower learning_rate_factor"):
-        run_training(world, tmp_path / "run", settings)
-    assert not (tmp_path / "run" / "model").exists()
-
-
-def test_no_checkpoint_is_made_of_weights_that_are_no_numbers(world: World, tmp_path: Path) -> None:
+def test_divergence_stops_with_the_batch_and_a_remedy(world: World, tmp_path: Path) -> None:
+    # A checkpoint at every update: none may be made of weights that are no numbers.
     settings = dataclasses.replace(
-        SETTINGS, learning_rate_factor=1e30, max_gradient_norm=None, log_every=100
+        SETTINGS, learning_rate_factor=1e30, max_gradient_norm=None, checkpoint_every=1
     )
-    with pytest.raises(FloatingPointError, match="parameter is not a finite number by update 4"):
+    with pytest.raises(FloatingPointError, match=r"update 2: .*lower\s+learning_rate_factor") as e:
         run_training(world, tmp_path / "run", settings)
-    assert find_checkpoints(tmp_path / "run") == []
+    saved = tmp_path / "run" / "failed_update-00000002.json"
+    assert str(saved) in str(e.value)
+    stream = UpdateStream(world.pairs, world.tokenizer, settings)
+    _, second = itertools.islice(stream, 2)
+    assert json.loads(saved.read_text("utf-8"))["rows"] == list(second.rows)
+    assert not (tmp_path / "run" / "model").exists()
+    [first] = find_checkpoints(tmp_path / "run")
+    weights = load_file(first / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_a_leap_of_the_loss_stops_before_the_weights_change(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(SETTINGS, updates=30, warmup=5, checkpoint_every=25)
+    compute = loop.Run.compute_gradients
+
+    def leaps(run: loop.Run, update: Update) -> torch.Tensor:
+        loss = compute(run, update)
+        return loss + 5 if run.progress.updates == 26 else loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "compute_gradients", leaps)
+        with pytest.raises(FloatingPointError, match=r"update 27: .*failed_update-00000027"):
+            run_training(world, tmp_path / "run", settings)
+    allowed = dataclasses.replace(settings, max_loss_spike=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "compute_gradients", leaps)
+        assert run_training(world, tmp_path / "run", allowed, resume=True).updates == 30
+
+
+def test_out_of_memory_names_the_batch_and_the_remedy(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(VanillaTransformerForConditionalGeneration, "forward", full)
+    with pytest.raises(RuntimeError, match=r"\d+ .*max_source_tokens.*accumulation_steps"):
+        run_training(world, tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_by_a_signal_the_run_saves_and_goes_on_exactly(
+    world: World,
+    finished: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: signal.Signals,
+) -> None:
+    run_dir = tmp_path / "run"
+    compute = loop.Run.compute_gradients
+
+    def interrupted(run: loop.Run, update: Update) -> torch.Tensor:
+        if run.progress.updates == 6:
+            os.kill(os.getpid(), kind)
+        return compute(run, update)
+
+    handlers = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "compute_gradients", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=r"stopped at update \d+; .*--resume"):
+            run_training(world, run_dir)
+    assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == handlers
+    assert find_checkpoints(run_dir)[-1].name in ("update-00000007", "update-00000008")
+    run_training(world, run_dir, resume=True)
+    assert without_times(read_log(run_dir)) == without_times(read_log(finished.run_dir))
+
+
+def test_early_stopping_by_loss_keeps_the_best(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 2.0, 2.5, 2.5, 2.4])
+
+    def scripted(*_: Any) -> Validation:
+        loss = next(losses)
+        # BLEU would choose otherwise.
+        return Validation(loss, math.exp(loss), bleu=loss)
+
+    monkeypatch.setattr(loop, "validate_model", scripted)
+    settings = dataclasses.replace(
+        SETTINGS, updates=100, validate_every=2, patience=2, monitor="loss"
+    )
+    result = run_training(world, tmp_path / "run", settings)
+    assert result.updates == 8
+    assert result.best["loss"] == 2.0
+    # Resumed, it has nothing left to train.
+    losses = iter([2.4])
+    assert run_training(world, tmp_path / "run", settings, resume=True).updates == 8
+
+
+def test_moving_average_is_saved_and_resumed(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(SETTINGS, ema_decay=0.8, checkpoint_every=1, average_last=12)
+    model = fresh_model(world)
+    shadow = {name: tensor.double().clone() for name, tensor in model.state_dict().items()}
+    run_training(world, tmp_path / "straight", settings, model=model)
+    for path in find_checkpoints(tmp_path / "straight"):
+        for name, tensor in load_file(path / "model.safetensors").items():
+            shadow[name] = 0.8 * shadow[name] + 0.2 * tensor.double()
+    average = load_file(tmp_path / "straight" / "ema" / "model.safetensors")
+    for name, tensor in average.items():
+        torch.testing.assert_close(tensor.double(), shadow[name], rtol=1e-5, atol=1e-6)
+    AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "straight" / "ema")
+
+    interrupt(world, tmp_path / "broken", monkeypatch, 7, settings=settings)
+    run_training(world, tmp_path / "broken", settings, resume=True)
+    again = load_file(tmp_path / "broken" / "ema" / "model.safetensors")
+    assert all(torch.equal(again[name], average[name]) for name in average)
+    with_none = dataclasses.replace(SETTINGS, updates=4)
+    run_training(world, tmp_path / "none", with_none)
+    begun = dataclasses.replace(with_none, ema_decay=0.8)
+    with pytest.raises(ValueError, match="begun without ema_decay"):
+        run_training(world, tmp_path / "none", begun, resume=True)
+
+
+def test_activation_checkpointing_changes_nothing_but_memory(
+    world: World, finished: Finished, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(SETTINGS, activation_checkpointing=True)
+    run_training(world, tmp_path / "run", settings)
+    assert without_times(read_log(tmp_path / "run")) == without_times(read_log(finished.run_dir))
+
+
+def test_precision_that_the_machine_has_not_is_refused(world: World, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine can train in fp16")
+    with pytest.raises(ValueError, match="fp16"):
+        run_training(world, tmp_path / "run", dataclasses.replace(SETTINGS, precision="fp16"))
+
+
+def test_samples_are_shown_with_each_validation(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = dataclasses.replace(SETTINGS, updates=5, sample_translations=1)
+    run_training(world, tmp_path / "run", settings)
+    output = capsys.readouterr().out
+    assert output.count(world.validation[0]["source"]) == 1
+    assert world.validation[0]["target"] in output
+    assert world.validation[1]["source"] not in output
 
 
 def test_full_disk_leaves_the_earlier_checkpoint(
     world: World, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tmp_path / "run"
-    save = loop.save_training_state
+    save = type(world.tokenizer).save_pretrained
 
-    def fills_up(directory: Path, **state: Any) -> None:
-        save(directory, **state)
-        if state["progress"]["updates"] == 8:
+    def fills_up(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+        save(tokenizer, directory)
+        if "update-00000008" in str(directory):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_training_state", fills_up)
+        patch.setattr(type(world.tokenizer), "save_pretrained", fills_up)
         with pytest.raises(OSError, match="no space left to write") as caught:
             run_training(world, run_dir)
     assert caught.value.errno == errno.ENOSPC
@@ -494,6 +652,10 @@ def test_time_limit_finishes_the_run(world: World, tmp_path: Path) -> None:
         ("max_minutes", -1.0),
         ("num_workers", -1),
         ("seed", -1),
+        ("patience", 0),
+        ("ema_decay", 1.0),
+        ("max_loss_spike", 0.0),
+        ("sample_translations", -1),
     ],
 )
 def test_settings_out_of_range(name: str, value: float) -> None:
@@ -511,12 +673,3 @@ def test_fine_tuning_goes_on_from_the_weights_given(
     )
     result = run_training(world, tmp_path / "run", settings, model=model)
     assert result.validation["loss"] == pytest.approx(finished.result.validation["loss"], abs=1e-4)
-
-
-def test_lengths_of_pairs(world: World) -> None:
-    source, target = loop.pair_lengths(world.pairs)
-    np.testing.assert_array_equal(source, [len(ids) for ids in world.pairs["input_ids"]])
-    np.testing.assert_array_equal(target, [len(ids) for ids in world.pairs["labels"]])
-    # After a selection, indices and rows differ.
-    source, _ = loop.pair_lengths(world.pairs.select([5, 3]))
-    assert source.tolist() == [len(world.pairs[5]["input_ids"]), len(world.pairs[3]["input_ids"])]

@@ -86,7 +86,7 @@ def load_parallel(
         corpus: One of
 
             - "tiny_world", the embedded English-German corpus;
-            - a Hub id; `wmt14`, `wmt16` and `iwslt2017` stand for the namespaced ids;
+            - a Hub id; `wmt14`, `wmt16`, `iwslt14` and `iwslt2017` stand for the namespaced ids;
             - a folder holding `<split>.<kind>`, `<split>_<source>-<target>.<kind>` or shards
               `<split>-00000-of-00002.<kind>` (kinds below), plain text `<split>.<language>`, or
               what `save_to_disk` wrote;
@@ -119,7 +119,7 @@ def load_parallel(
         for option, value in (("name", name), ("revision", revision), ("data_dir", data_dir))
         if value is not None
     }
-    if _is_hub_id(corpus):
+    if is_hub_id(corpus):
         origin = _hub(
             str(corpus), source_lang, target_lang, split, hub_options, streaming, cache_dir
         )
@@ -141,6 +141,37 @@ def load_parallel(
     identity = (_READER_VERSION, origin.identity, source_lang, target_lang, limit)
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "vanilla_transformer"
     return _memory_map(pairs, folder / hashlib.sha256(repr(identity).encode()).hexdigest(), report)
+
+
+def hold_out(pairs: Dataset, count: int) -> tuple[Dataset, Dataset]:
+    """Sets sentences aside to validate on, from a corpus that has no split for it.
+
+    A source sentence goes with all its translations: none of those held out is also trained on.
+    The choice is made by hash, so it does not depend on the order of the corpus, which may be
+    sorted by length.
+
+    Args:
+        pairs: As `load_parallel` gives them.
+        count: How many different source sentences to hold out.
+
+    Returns:
+        The pairs to train on and those held out, each in the order of the corpus.
+
+    Raises:
+        ValueError: The corpus has too few different source sentences.
+    """
+    sources = list(pairs["source"])
+    distinct = set(sources)
+    if not 1 <= count < len(distinct):
+        raise ValueError(
+            f"held_out ({count}) must be at least 1 and below the {len(distinct)} different source "
+            "sentences of the training data"
+        )
+    chosen = set(sorted(distinct, key=lambda text: hashlib.sha256(text.encode()).digest())[:count])
+    rows: dict[bool, list[int]] = {False: [], True: []}
+    for row, source in enumerate(sources):
+        rows[source in chosen].append(row)
+    return pairs.select(rows[False]), pairs.select(rows[True])
 
 
 # Rows to pairs
@@ -265,7 +296,7 @@ def _tiny_world_rows(split: tiny_world.Split, count: int) -> Iterator[Record]:
         yield f"tiny_world {split}, pair", number, row
 
 
-def _is_hub_id(corpus: str | Path | Sequence[Path]) -> bool:
+def is_hub_id(corpus: str | Path | Sequence[Path]) -> bool:
     """Tell a Hub id from a path, also from a path to nowhere."""
     if not isinstance(corpus, str) or corpus == "tiny_world" or Path(corpus).exists():
         return False
@@ -292,6 +323,12 @@ def _hub(
         "iwslt2017": (
             "IWSLT/iwslt2017",
             {"data_dir": f"iwslt2017-{pair}", "revision": "refs/convert/parquet"},
+        ),
+        # 160,239 + 7,283 + 6,750 pairs, as fairseq's prepare-iwslt14.sh leaves them before BPE:
+        # tokenised and lower-cased.
+        "iwslt14": (
+            "bbaaaa/iwslt14-de-en-preprocess",
+            {"data_dir": pair, "revision": "refs/convert/parquet"},
         ),
     }
     hub_id, defaults = corpus, {}

@@ -17,7 +17,7 @@ import jinja2
 import numpy as np
 import torch
 
-from .atomic_file import atomic_file
+from ..atomic_file import atomic_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

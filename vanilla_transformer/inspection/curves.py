@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .atomic_file import atomic_file
+from ..atomic_file import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

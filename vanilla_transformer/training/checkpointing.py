@@ -1,8 +1,14 @@
-"""Checkpoints: written whole or not at all, verified before use, resumed exactly, averaged.
+"""Checkpoints: written whole or not at all, verified before use, resumed exactly.
 
-A checkpoint is a directory `RUN/checkpoints/update-00001000/` that holds the model as
-`save_pretrained` writes it, the training state of `save_training_state`, and a manifest with
-the size and hash of every file. It is written aside and renamed when complete.
+A checkpoint is a directory `RUN/checkpoints/update-00001000/`, written aside and renamed when
+complete. Besides configuration, tokenizer, `training_state.json` and a manifest with the size and
+hash of every file it holds tensors, all of them in safetensors:
+
+- of a model that is whole on every process (one process, DDP): `model.safetensors` as
+  `save_pretrained` writes it, `optimizer.safetensors` and `extra.safetensors`;
+- of a sharded one (FSDP2): from each process one `shard-...safetensors` with its part of all.
+
+The tensors have the same names in both, so that either is loaded into any number of processes.
 """
 
 from __future__ import annotations
@@ -16,25 +22,228 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+import torch.distributed as dist
 from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-_MANIFEST = "manifest.json"
-_OPTIMIZER = "optimizer.pt"
-_TRAINING_STATE = "training_state.json"
-_WEIGHTS = "model.safetensors"
-_WEIGHTS_INDEX = "model.safetensors.index.json"
+MANIFEST = "manifest.json"
+OPTIMIZER = "optimizer.safetensors"
+EXTRA = "extra.safetensors"
+TRAINING_STATE = "training_state.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+# What the names of tensors begin with that are not the model's own.
+_MOMENTS_PREFIX = "optimizer."
+_EXTRA_PREFIX = "extra."
 _CHECKPOINT_NAME = re.compile(r"update-(\d+)")
+
+
+@dataclass(frozen=True)
+class LoadedState:
+    """What `load_checkpoint` hands back to the loop.
+
+    Attributes:
+        position: As it was saved.
+        progress: As it was saved.
+        extra_tensors: As they were saved; those named like a parameter lie and are sharded as it.
+        saved_processes: How many processes wrote the checkpoint.
+    """
+
+    position: dict[str, Any]
+    progress: dict[str, Any]
+    extra_tensors: dict[str, torch.Tensor]
+    saved_processes: int
+
+
+def save_checkpoint(
+    run_dir: str | os.PathLike[str],
+    update: int,
+    *,
+    accelerator: Accelerator,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    position: dict[str, Any],
+    progress: dict[str, Any],
+    extra_tensors: dict[str, torch.Tensor] | None = None,
+) -> Path:
+    """Writes all that the next update depends on, to resume bit for bit; every process calls it.
+
+    Args:
+        run_dir: The same on every process, in a file system that they share.
+        update: Number of the last update done.
+        accelerator: Knows the main process and the gradient scaler.
+        model: A `PreTrainedModel`, prepared (DDP, FSDP2, compiled) or not.
+        tokenizer: Saved beside the model.
+        optimizer: Over parameters of `model`; Adam, AdamW or SGD.
+        scheduler: Its state is JSON values.
+        position: Where the run is in its data, JSON values.
+        progress: Whatever the loop counts, JSON values.
+        extra_tensors: More tensors by name, such as an average of the weights; sharded ones where
+            the model is sharded.
+
+    Returns:
+        `RUN/checkpoints/update-...`.
+
+    Raises:
+        OSError: The disk is full; on other processes than the main one a RuntimeError. After this
+            or any other error, which every process sees, there is no new checkpoint.
+    """
+    inner = accelerator.unwrap_model(model)
+    weights = _model_tensors(inner)
+    moments, optimizer_state = _split_optimizer_state(optimizer, weights)
+    extra = {_EXTRA_PREFIX + name: tensor for name, tensor in (extra_tensors or {}).items()}
+    state = {
+        "optimizer": optimizer_state,
+        "scheduler": scheduler.state_dict(),
+        "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
+        "position": position,
+        "progress": progress,
+        "random_states": _gather(capture_random_state()),
+    }
+    is_sharded = any(isinstance(tensor, DTensor) for tensor in weights.values())
+    with _shared_checkpoint(run_dir, update, accelerator.is_main_process) as directory:
+        with _agreement():
+            if accelerator.is_main_process:
+                # Without tensors it writes what belongs to them: configuration, code.
+                inner.save_pretrained(directory, state_dict={} if is_sharded else None)
+                tokenizer.save_pretrained(directory)
+                _write_json(directory / TRAINING_STATE, state)
+                if is_sharded:
+                    (directory / WEIGHTS).unlink(missing_ok=True)
+                else:
+                    _write_tensors(directory / OPTIMIZER, moments)
+                    _write_tensors(directory / EXTRA, extra)
+        if is_sharded:
+            with _agreement():
+                _write_shards(directory, {**weights, **moments, **extra})
+    return _checkpoint_path(run_dir, update)
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+) -> LoadedState:
+    """Restores what `save_checkpoint` has written, in place; every process calls it.
+
+    The number of processes and the way the model is sharded may differ from those that saved it.
+    Where they are the same, the run goes on bit for bit.
+
+    Args:
+        path: A checkpoint that verifies.
+        accelerator: As for `save_checkpoint`.
+        model: Of the same architecture as the saved one.
+        optimizer: Of the same kind, over the same parameters.
+        scheduler: Of the same kind.
+
+    Raises:
+        ValueError: A file is missing, or the model or optimizer is another one.
+    """
+    directory = Path(path)
+    with _agreement():
+        saved = _read_training_state(directory)
+        weights = _model_tensors(accelerator.unwrap_model(model))
+        written = _list_tensors(directory)
+        _check_weights(directory, written, weights)
+        moments, optimizer_state = _place_optimizer_state(
+            directory, saved["optimizer"], written, optimizer, weights
+        )
+        extra = {
+            name: _place_like(weights.get(name.removeprefix(_EXTRA_PREFIX)), entry)
+            for name, entry in written.items()
+            if name.startswith(_EXTRA_PREFIX)
+        }
+        _read_into(directory, {**weights, **moments, **extra})
+        optimizer.load_state_dict(optimizer_state)
+        scheduler.load_state_dict(saved["scheduler"])
+        if accelerator.scaler is not None and saved["scaler"] is not None:
+            accelerator.scaler.load_state_dict(saved["scaler"])
+    random_states = saved["random_states"]
+    _restore_own_random_state(
+        directory, random_states, accelerator.process_index, accelerator.num_processes
+    )
+    return LoadedState(
+        position=saved["position"],
+        progress=saved["progress"],
+        extra_tensors={name.removeprefix(_EXTRA_PREFIX): t for name, t in extra.items()},
+        saved_processes=len(random_states),
+    )
+
+
+def export_model(
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Writes the model of a checkpoint, sharded or not, alone and whole: one process calls it.
+
+    Args:
+        checkpoint: A directory that `save_checkpoint` has written.
+        output: Directory to write, loadable with `from_pretrained`.
+        overwrite: Replace `output`, and all that is in it, if it exists.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ValueError: The checkpoint is damaged, or `output` exists or contains it.
+    """
+    checkpoint, output = Path(checkpoint).absolute(), Path(output).absolute()
+    if output.exists() and not overwrite:
+        raise ValueError(f"{output} exists; choose another name, or allow it to be overwritten")
+    if output.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
+        raise ValueError(
+            f"the output {output} contains {checkpoint}, which would be lost; choose another"
+        )
+    verify_checkpoint(checkpoint)
+    with atomic_directory(output) as directory:
+        for file in sorted(checkpoint.iterdir()):
+            is_state = file.name in (MANIFEST, TRAINING_STATE, WEIGHTS_INDEX)
+            if file.is_file() and file.suffix != ".safetensors" and not is_state:
+                shutil.copyfile(file, directory / file.name)
+        if (checkpoint / WEIGHTS).is_file():
+            shutil.copyfile(checkpoint / WEIGHTS, directory / WEIGHTS)
+        else:
+            weights = {
+                name: _place_like(None, entry)
+                for name, entry in _list_tensors(checkpoint).items()
+                if not name.startswith((_MOMENTS_PREFIX, _EXTRA_PREFIX))
+            }
+            _read_into(checkpoint, weights)
+            save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+    return output
 
 
 @contextmanager
@@ -53,7 +262,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path).absolute()
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file; remove it or choose another directory")
-    temporary = path.with_name(f".tmp-{path.name}")
+    temporary = _aside(path)
     displaced = path.with_name(f".old-{path.name}")
     if displaced.exists() and not path.exists():
         # A process was killed between the two renames below.
@@ -83,13 +292,9 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 def new_checkpoint(run_dir: str | os.PathLike[str], update: int) -> Iterator[Path]:
     """Gives a directory to save into; it becomes the checkpoint of `update`, with a manifest.
 
-    with new_checkpoint(run_dir, update) as directory:
-        model.save_pretrained(directory)
-        save_training_state(directory, ...)
-
     Raises: as `atomic_directory`.
     """
-    with atomic_directory(Path(run_dir) / "checkpoints" / f"update-{update:08d}") as directory:
+    with atomic_directory(_checkpoint_path(run_dir, update)) as directory:
         yield directory
         write_manifest(directory)
 
@@ -103,9 +308,9 @@ def write_manifest(directory: str | os.PathLike[str]) -> None:
             "sha256": _sha256(file),
         }
         for file in sorted(directory.rglob("*"))
-        if file.is_file() and file != directory / _MANIFEST
+        if file.is_file() and file != directory / MANIFEST
     }
-    _write_json(directory / _MANIFEST, {"files": files})
+    _write_json(directory / MANIFEST, {"files": files})
 
 
 def verify_checkpoint(directory: str | os.PathLike[str]) -> None:
@@ -116,12 +321,12 @@ def verify_checkpoint(directory: str | os.PathLike[str]) -> None:
     directory = Path(directory)
     remedy = "the checkpoint cannot be used; resume from an older one"
     try:
-        files = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
         recorded = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
     except FileNotFoundError:
-        raise ValueError(f"{directory} has no {_MANIFEST}: {remedy}") from None
+        raise ValueError(f"{directory} has no {MANIFEST}: {remedy}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{directory / _MANIFEST} is damaged ({error!r}): {remedy}") from error
+        raise ValueError(f"{directory / MANIFEST} is damaged ({error!r}): {remedy}") from error
     for name, (size, digest) in recorded.items():
         file = directory / name
         if not file.is_file():
@@ -211,231 +416,252 @@ def restore_random_state(state: dict[str, Any]) -> None:
         )
 
 
-def save_training_state(
-    directory: str | os.PathLike[str],
-    *,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
-    sampler_state: dict[str, Any],
-    progress: dict[str, Any],
-    random_states: Sequence[dict[str, Any]] | None = None,
-) -> None:
-    """Writes all that the next update depends on besides the model, to resume bit for bit.
+def _model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What there is to save of a model, by the name that `save_pretrained` gives; tied ones once.
 
-    Args:
-        directory: an existing directory, usually that of `new_checkpoint`.
-        sampler_state: `state_dict()` of the batch sampler, JSON values.
-        progress: whatever the loop counts (update, epoch, best loss), JSON values.
-        random_states: `capture_random_state()` of every process in order of rank; None for this
-            process alone.
+    The tensors are the parameters and buffers themselves, of a sharded model the sharded ones.
     """
-    directory = Path(directory)
-    # Through an open file a full disk shows in the error; given a path, torch hides the reason.
-    with open(directory / _OPTIMIZER, "wb") as file:
-        torch.save(optimizer.state_dict(), file)
-    _write_json(
-        directory / _TRAINING_STATE,
-        {
-            "scheduler": scheduler.state_dict(),
-            "sampler_state": sampler_state,
-            "progress": progress,
-            "random_states": [capture_random_state()] if random_states is None else random_states,
-        },
-    )
+    tied = getattr(model, "all_tied_weights_keys", {})
+    state = model.state_dict(keep_vars=True)
+    names: dict[int, str] = {}
+    for name in sorted(state, key=lambda name: name in tied):
+        names.setdefault(id(state[name]), name)
+    return {name: state[name] for name in names.values()}
 
 
-def load_training_state(
-    directory: str | os.PathLike[str],
-    *,
+def _split_optimizer_state(
+    optimizer: torch.optim.Optimizer, weights: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors shaped like parameters, and all the rest as JSON values; both by parameter's name."""
+    names = {id(tensor): name for name, tensor in weights.items()}
+    moments: dict[str, torch.Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for parameter, state in optimizer.state.items():
+        parameter_name = names[id(parameter)]
+        numbers[parameter_name] = {}
+        for name, value in state.items():
+            if not isinstance(value, torch.Tensor):
+                numbers[parameter_name][name] = value
+            elif value.dim() == 0:
+                numbers[parameter_name][name] = float(value)
+            elif value.shape == parameter.shape:
+                moments[f"{_MOMENTS_PREFIX}{parameter_name}.{name}"] = value
+            else:
+                raise ValueError(
+                    f"the optimizer's {name} of {parameter_name} is {tuple(value.shape)}, the "
+                    f"parameter is {tuple(parameter.shape)}: only state of a parameter's shape can "
+                    f"be saved; use Adam, AdamW or SGD"
+                )
+    groups = [
+        {**group, "params": [names[id(parameter)] for parameter in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    return moments, {"class": _optimizer_class(optimizer), "groups": groups, "numbers": numbers}
+
+
+def _place_optimizer_state(
+    directory: Path,
+    saved: dict[str, Any],
+    written: dict[str, TensorStorageMetadata],
     optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
-    process_index: int = 0,
-) -> dict[str, Any]:
-    """Restores optimizer, schedule and random states; the model is loaded by its own class.
-
-    Args:
-        optimizer: built over the parameters of the loaded model, in the same order.
-        process_index: rank of this process, which gets the random state of that rank. With more
-            processes than were saved, the others keep theirs and that is logged.
-
-    Returns: {"sampler_state": ..., "progress": ...} as they were saved.
-
-    Raises: ValueError if a file is missing or damaged, or belongs to another model.
-    """
-    directory = Path(directory)
-    for name in (_OPTIMIZER, _TRAINING_STATE):
-        if not (directory / name).is_file():
-            raise ValueError(
-                f"{directory} has no {name}, so training cannot be resumed from it; give a "
-                f"directory RUN/checkpoints/update-..., or start a new run from this model"
-            )
-    saved = json.loads((directory / _TRAINING_STATE).read_text(encoding="utf-8"))
-    # weights_only: a checkpoint from elsewhere must not be able to run code.
-    moments = torch.load(directory / _OPTIMIZER, map_location="cpu", weights_only=True)
-    _check_moments(directory / _OPTIMIZER, moments, optimizer)
-    optimizer.load_state_dict(moments)
-    scheduler.load_state_dict(saved["scheduler"])
-    random_states = saved["random_states"]
-    if process_index < len(random_states):
-        restore_random_state(random_states[process_index])
-    else:
-        logger.warning(
-            "%s was saved by %d processes: process %d has no random state to restore, so dropout "
-            "will not repeat exactly",
-            directory,
-            len(random_states),
-            process_index,
+    weights: dict[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors to read the moments into, and the `state_dict()` that they are part of."""
+    names = {id(tensor): name for name, tensor in weights.items()}
+    own_groups = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+    saved_groups = [group["params"] for group in saved["groups"]]
+    own_class = _optimizer_class(optimizer)
+    if saved["class"] != own_class or saved_groups != own_groups:
+        different = sorted(set(chain(*own_groups)) ^ set(chain(*saved_groups)))
+        raise ValueError(
+            f"{directory} was saved with {saved['class']} over "
+            f"{sum(map(len, saved_groups))} parameters in {len(saved_groups)} groups, the "
+            f"optimizer is {own_class} over {sum(map(len, own_groups))} in {len(own_groups)} "
+            f"(different: {', '.join(different[:5]) or 'none'}); resume with the optimizer of the "
+            f"run, or begin a new run from its weights"
         )
-    return {"sampler_state": saved["sampler_state"], "progress": saved["progress"]}
+    indices = {name: index for index, name in enumerate(chain(*own_groups))}
+    # Torch's own optimizers count steps in float tensors.
+    states = {
+        indices[parameter_name]: {
+            name: torch.tensor(value) if isinstance(value, float) else value
+            for name, value in numbers.items()
+        }
+        for parameter_name, numbers in saved["numbers"].items()
+    }
+    moments: dict[str, torch.Tensor] = {}
+    for full_name, entry in written.items():
+        if full_name.startswith(_MOMENTS_PREFIX):
+            parameter_name, _, name = full_name.removeprefix(_MOMENTS_PREFIX).rpartition(".")
+            moments[full_name] = _place_like(weights[parameter_name], entry)
+            states[indices[parameter_name]][name] = moments[full_name]
+    groups = [
+        {
+            # JSON has no tuples.
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in group.items()},
+            "params": [indices[name] for name in group["params"]],
+        }
+        for group in saved["groups"]
+    ]
+    return moments, {"state": states, "param_groups": groups}
 
 
-def average_checkpoints(
-    paths: Sequence[str | os.PathLike[str]],
-    output: str | os.PathLike[str],
-    *,
-    overwrite: bool = False,
-) -> Path:
-    """Writes the model whose parameters are the mean of several (paper 6.1: the last 5 or 20).
+def _optimizer_class(optimizer: torch.optim.Optimizer) -> str:
+    # Accelerate wraps it.
+    return type(getattr(optimizer, "optimizer", optimizer)).__name__
 
-    The mean is taken in float64, one tensor at a time, and cast back. Tensors that are not floating
-    point must agree. Configuration, generation configuration, tokenizer and code are copied
-    from the newest model.
 
-    Args:
-        paths: model directories with `model.safetensors`, whole or in shards, oldest first.
-        output: directory to write; it becomes loadable with `from_pretrained`.
-        overwrite: replace `output`, and all that is in it, if it exists.
-
-    Returns: `output`.
-
-    Raises: ValueError if there is nothing to average, the models differ in architecture, a
-        checkpoint is damaged, or `output` exists.
-    """
-    directories = [Path(path).absolute() for path in paths]
-    output = Path(output).absolute()
-    if not directories:
-        raise ValueError("no checkpoints to average; give at least one model directory")
-    if output.exists() and not overwrite:
-        raise ValueError(f"{output} exists; choose another name, or allow it to be overwritten")
-    for directory in directories:
-        if output.resolve() in (directory.resolve(), *directory.resolve().parents):
+def _check_weights(
+    directory: Path,
+    written: dict[str, TensorStorageMetadata],
+    weights: dict[str, torch.Tensor],
+) -> None:
+    remedy = "resume with the architecture and vocabulary of the run, or begin a new run"
+    own = {name for name in written if not name.startswith((_MOMENTS_PREFIX, _EXTRA_PREFIX))}
+    if different := sorted(own ^ weights.keys()):
+        raise ValueError(
+            f"the model in {directory} has {len(own)} tensors, this one {len(weights)} (only in "
+            f"one of them: {', '.join(different[:5])}); {remedy}"
+        )
+    for name, tensor in weights.items():
+        entry = written[name]
+        saved = (tuple(entry.size), entry.properties.dtype)
+        if saved != (tuple(tensor.shape), tensor.dtype):
             raise ValueError(
-                f"the output {output} contains {directory}, which would be lost; choose another"
+                f"{name} is {saved[0]} {saved[1]} in {directory} but {tuple(tensor.shape)} "
+                f"{tensor.dtype} in this model; {remedy}"
             )
-        if (directory / _MANIFEST).exists():
-            verify_checkpoint(directory)
-    _check_same_architecture(directories)
-    with atomic_directory(output) as temporary:
-        _copy_all_but_weights(directories[-1], temporary)
-        save_file(_mean_tensors(directories), temporary / _WEIGHTS, metadata={"format": "pt"})
-    return output
 
 
-def _mean_tensors(directories: list[Path]) -> dict[str, torch.Tensor]:
-    locations = [_locate_tensors(directory) for directory in directories]
-    names = locations[0].keys()
-    for directory, location in zip(directories, locations, strict=True):
-        if different := sorted(names ^ location.keys()):
-            raise ValueError(
-                f"{directory} and {directories[0]} have different parameters "
-                f"({', '.join(different[:5])}, {len(different)} in all); average checkpoints of "
-                f"one run"
-            )
+def _list_tensors(directory: Path) -> dict[str, TensorStorageMetadata]:
+    """Size and type of every tensor in a checkpoint of either layout."""
+    metadata = HuggingFaceStorageReader(str(directory)).read_metadata()
     return {
-        name: _mean_tensor(name, [location[name] for location in locations])
-        for name in sorted(names)
+        name: entry
+        for name, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
     }
 
 
-def _mean_tensor(name: str, files: list[Path]) -> torch.Tensor:
-    first = _read_tensor(files[0], name)
-    total = first.to(torch.float64) if first.is_floating_point() else first
-    for file in files[1:]:
-        other = _read_tensor(file, name)
-        if other.shape != first.shape or other.dtype != first.dtype:
-            raise ValueError(
-                f"{name} is {tuple(other.shape)} {other.dtype} in {file} but {tuple(first.shape)} "
-                f"{first.dtype} in {files[0]}; average checkpoints of one run"
-            )
-        if first.is_floating_point():
-            total = total + other.to(torch.float64)
-        elif not torch.equal(other, first):
-            raise ValueError(
-                f"{name} ({first.dtype}) has no mean and differs between {file} and {files[0]}; "
-                f"average checkpoints of one run"
-            )
-    return (total / len(files)).to(first.dtype) if first.is_floating_point() else first
+def _place_like(parameter: torch.Tensor | None, entry: TensorStorageMetadata) -> torch.Tensor:
+    """A tensor for what was written: where `parameter` is and sharded as that if of its size."""
+    dtype = entry.properties.dtype
+    if parameter is not None and parameter.shape == entry.size:
+        return torch.zeros_like(parameter.detach(), dtype=dtype)
+    return torch.zeros(entry.size, dtype=dtype)
 
 
-def _locate_tensors(directory: Path) -> dict[str, Path]:
-    """Name of each tensor of a saved model -> the file that holds it."""
-    if (directory / _WEIGHTS_INDEX).is_file():
-        index = json.loads((directory / _WEIGHTS_INDEX).read_text(encoding="utf-8"))
-        return {name: directory / file for name, file in index["weight_map"].items()}
-    file = directory / _WEIGHTS
+def _read_into(directory: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Fills tensors, of sharded ones this process's part, from a checkpoint of either layout."""
+    with _unwrapped_error(), warnings.catch_warnings():
+        # That each process reads for itself is what is wanted.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        reader = HuggingFaceStorageReader(str(directory))
+        load_shards(dict(tensors), storage_reader=reader, no_dist=True)
+
+
+def _write_shards(directory: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes this process's part of sharded tensors; every process calls it."""
+    with _unwrapped_error():
+        writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+        save_shards(dict(tensors), storage_writer=writer)
+
+
+def _write_tensors(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    if tensors:
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, file)
+
+
+@contextmanager
+def _unwrapped_error() -> Iterator[None]:
+    """Torch raises a `CheckpointException`, not an `Exception`: raises what was behind it."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
+        raise RuntimeError(f"process {rank}: {type(cause).__name__}: {cause}") from cause
+
+
+@contextmanager
+def _shared_checkpoint(
+    run_dir: str | os.PathLike[str], update: int, is_main: bool
+) -> Iterator[Path]:
+    """`new_checkpoint` by the main process, for all to write into."""
+    directory = _aside(_checkpoint_path(run_dir, update))
+    stack = ExitStack()
+    with _agreement():
+        if is_main:
+            stack.enter_context(new_checkpoint(run_dir, update))
+    with _agreement():
+        if not directory.is_dir():
+            raise FileNotFoundError(
+                f"{directory} was made by the main process and is not seen here; choose a "
+                f"directory in a file system that all machines share"
+            )
+    with stack:
+        yield directory
+        with _agreement():
+            stack.close()
+
+
+@contextmanager
+def _agreement() -> Iterator[None]:
+    """What is raised within the block on any process is raised at its end on every process."""
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as caught:
+        error = caught
+    failures = _gather(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            raise RuntimeError(f"process {rank} failed: {failure}")
+
+
+def _gather(value: Any) -> list[Any]:
+    """A picklable value of every process, in order of rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _read_training_state(directory: Path) -> dict[str, Any]:
+    file = directory / TRAINING_STATE
     if not file.is_file():
         raise ValueError(
-            f"{directory} has neither {_WEIGHTS} nor {_WEIGHTS_INDEX}; give directories "
-            f"written by save_pretrained"
+            f"{directory} has no {TRAINING_STATE}, so training cannot be resumed from it; give a "
+            f"directory RUN/checkpoints/update-..., or start a new run from this model"
         )
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return dict.fromkeys(tensors.keys(), file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}); leave it out") from error
+    state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return state
 
 
-def _read_tensor(file: Path, name: str) -> torch.Tensor:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            tensor: torch.Tensor = tensors.get_tensor(name)
-            return tensor
-    except (SafetensorError, FileNotFoundError) as error:
-        raise ValueError(f"{name} cannot be read from {file} ({error}); leave it out") from error
-
-
-def _check_same_architecture(directories: list[Path]) -> None:
-    """Equal shapes do not make equal models: activation or normalisation may differ."""
-    configs = []
-    for directory in directories:
-        file = directory / "config.json"
-        if not file.is_file():
-            raise ValueError(f"{file} is missing; give directories written by save_pretrained")
-        config = json.loads(file.read_text(encoding="utf-8"))
-        configs.append({k: v for k, v in config.items() if k != "transformers_version"})
-    for directory, config in zip(directories, configs, strict=True):
-        for key in sorted(config.keys() | configs[0].keys()):
-            if config.get(key) != configs[0].get(key):
-                raise ValueError(
-                    f"{key} is {config.get(key)!r} in {directory} but {configs[0].get(key)!r} in "
-                    f"{directories[0]}; average checkpoints of one run"
-                )
-
-
-def _copy_all_but_weights(source: Path, target: Path) -> None:
-    state = {_MANIFEST, _OPTIMIZER, _TRAINING_STATE, _WEIGHTS_INDEX}
-    for file in sorted(source.iterdir()):
-        if file.is_file() and file.suffix != ".safetensors" and file.name not in state:
-            shutil.copyfile(file, target / file.name)
-
-
-def _check_moments(file: Path, saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Torch compares the number of parameters; moments of a wrong shape fail only in `step`."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    count = sum(len(group["params"]) for group in saved["param_groups"])
-    if count != len(parameters):
-        raise ValueError(
-            f"{file} is for {count} parameters, the optimizer has {len(parameters)}; "
-            f"resume with the model of the same checkpoint"
+def _restore_own_random_state(
+    directory: Path, states: list[dict[str, Any]], process_index: int, num_processes: int
+) -> None:
+    if process_index < len(states):
+        restore_random_state(states[process_index])
+    if num_processes != len(states):
+        logger.warning(
+            "%s was saved by %d processes, here are %d: dropout will not repeat exactly%s",
+            directory,
+            len(states),
+            num_processes,
+            "" if process_index < len(states) else f", process {process_index} begins with its own",
         )
-    for index, moments in saved["state"].items():
-        expected = tuple(parameters[index].shape)
-        for name, moment in moments.items():
-            if name != "step" and tuple(moment.shape) != expected:
-                raise ValueError(
-                    f"{file}: {name} of parameter {index} is {tuple(moment.shape)}, the parameter "
-                    f"is {expected}; resume with the model of the same checkpoint"
-                )
+
+
+def _checkpoint_path(run_dir: str | os.PathLike[str], update: int) -> Path:
+    return Path(run_dir).absolute() / "checkpoints" / f"update-{update:08d}"
+
+
+def _aside(path: Path) -> Path:
+    """Where `atomic_directory` writes what is to become `path`."""
+    return path.with_name(f".tmp-{path.name}")
 
 
 def _is_whole(directory: Path) -> bool:
