@@ -12,7 +12,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import pytest
@@ -25,7 +25,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from vanilla_transformer import cli, recipes
 from vanilla_transformer.data.tiny_world import generate_translation
+from vanilla_transformer.training import trainer
 from vanilla_transformer.training.checkpointing import find_checkpoints
+from vanilla_transformer.training.trainer import train_with_trainer
 
 TINY_ARCHITECTURE = {
     "d_model": 16,
@@ -229,11 +231,20 @@ def test_resume_needs_nothing_but_the_run(command: Command, run_dir: Path, tmp_p
     assert json.loads((output / "recipe.json").read_text())["training"]["updates"] == 12
 
 
-def test_the_other_driver(command: Command, run_dir: Path, tmp_path: Path) -> None:
+def test_the_other_driver(
+    command: Command, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drove = []
+
+    def drive(*arguments: Any, **options: Any) -> Any:
+        drove.append(arguments)
+        return train_with_trainer(*arguments, **options)
+
+    monkeypatch.setattr(trainer, "train_with_trainer", drive)
     output = tmp_path / "run"
-    options = ["--updates", 10, "--driver", "trainer", "-o", output]
-    done = command(*TINY, *options)
+    done = command(*TINY, "--updates", 10, "--driver", "trainer", "-o", output)
     assert done.status == 0, done.err
+    assert len(drove) == 1
     assert json.loads((output / "recipe.json").read_text())["driver"] == "trainer"
     results = json.loads((output / "results.json").read_text())
     assert results["training"]["updates"] == 10
@@ -279,6 +290,7 @@ def test_dry_run_of_every_recipe(
     assert f"{costs.total_flops:.2g} FLOP in all" in text
     assert f"about {cli.in_bytes(costs.memory.total)} a process, an estimate" in text
     assert ("epochs unknown" in text) == (name != "tiny-world")
+    assert recipe.data_source in text
     assert f"machine {recipes.describe_machine()}" in text
 
 

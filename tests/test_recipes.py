@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from datasets import Dataset
 from huggingface_hub import HfApi
 
 from vanilla_transformer import (
     PAPER_ARCHITECTURES,
     VanillaTransformerConfig,
     VanillaTransformerForConditionalGeneration,
+    recipes,
 )
 from vanilla_transformer.data.corpora import _TINY_WORLD_SIZES
 from vanilla_transformer.data.tiny_world import generate_translation
 from vanilla_transformer.evaluation import load_metric
+from vanilla_transformer.generation import DecodingSettings
 from vanilla_transformer.recipes import (
     RECIPES,
     Recipe,
@@ -33,11 +37,13 @@ from vanilla_transformer.recipes import (
     measure_corpus,
     read_recipe,
     read_texts,
+    score_corpus,
 )
 from vanilla_transformer.tasks.translation import encode_pairs
 from vanilla_transformer.tokenization import train_tokenizer
 from vanilla_transformer.training.optimization import learning_rate
 from vanilla_transformer.training.updates import UpdateStream
+from vanilla_transformer.training.validation import translate_texts
 
 TINY = {
     "d_model": 16,
@@ -453,3 +459,28 @@ def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == ["someone/model"]
     with pytest.raises(ValueError, match="neither a directory nor a model that the Hub gave"):
         locate_model("a/b/c")
+
+
+def test_the_sentences_of_a_test_set_are_shared_out_among_processes(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = VanillaTransformerConfig(vocab_size=len(tokenizer), **TINY)
+    model = VanillaTransformerForConditionalGeneration(config).eval()
+    pairs = Dataset.from_dict({"source": ["The dog.", "A cat."], "target": ["Ein Hund.", "x"]})
+    accelerator = Accelerator()
+    asked = []
+
+    def shared_out(*arguments: Any, **options: Any) -> Any:
+        asked.append(arguments[0])
+        return translate_texts(*arguments, **options)
+
+    monkeypatch.setattr(recipes, "translate_texts", shared_out)
+    decoding = DecodingSettings(max_tokens_over_source=2)
+    alone, texts = score_corpus(model, tokenizer, pairs, decoding, {})
+    assert asked == []
+    together, same_texts = score_corpus(
+        model, tokenizer, pairs, decoding, {}, accelerator=accelerator
+    )
+    assert asked == [accelerator]
+    assert same_texts == texts
+    assert {**together, "seconds": 0} == {**alone, "seconds": 0}

@@ -488,8 +488,11 @@ def print_estimate(recipe: Any, costs: Any, corpus: Any) -> None:
         f"{config.num_heads} heads, {config.vocab_size:,} tokens",
     )
     if corpus is None:
-        where = f"{recipe.corpus} is on the Hub" if recipe.corpus else "yet to be given"
-        text = f"{where}: epochs unknown, sentences taken to have {update.source_length} tokens"
+        where = f"{recipe.corpus} on the Hub" if recipe.corpus else "to be given with --data"
+        text = (
+            f"{where}{recipe.data_source and f' ({recipe.data_source})'}: epochs unknown, "
+            f"sentences taken to have {update.source_length} tokens"
+        )
     else:
         how = "counted" if corpus.is_counted else "estimated from the words"
         text = (

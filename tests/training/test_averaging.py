@@ -7,22 +7,30 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from vanilla_transformer.configuration_vanilla_transformer import VanillaTransformerConfig
 from vanilla_transformer.modeling_vanilla_transformer import (
     VanillaTransformerForConditionalGeneration,
 )
 from vanilla_transformer.training.averaging import ExponentialMovingAverage, average_checkpoints
-from vanilla_transformer.training.checkpointing import write_manifest
+from vanilla_transformer.training.checkpointing import (
+    find_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    write_manifest,
+)
 
 
 def tiny_model(seed: int) -> VanillaTransformerForConditionalGeneration:
@@ -343,61 +351,115 @@ def test_state_of_another_model_is_refused() -> None:
             ExponentialMovingAverage(torch.nn.Linear(2, 3), decay=decay)
 
 
-@pytest.mark.timeout(120)
-def test_sharded_average_equals_that_of_the_whole_model() -> None:
+# Of a model sharded between two processes (FSDP2)
+
+
+@pytest.fixture(scope="module")
+def sharded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `main` leaves: two checkpoints and the mean of the same weights, never sharded."""
+    run_dir = tmp_path_factory.mktemp("sharded")
+    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     done = subprocess.run(
-        [*command, __file__],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        [*command, __file__, str(run_dir)],
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("sharded averages agree") == 2
+    return run_dir
 
 
-def main() -> None:
-    """What each of two processes does, with a model sharded between them (FSDP2)."""
-    torch.distributed.init_process_group("gloo")
-    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+def test_average_of_sharded_checkpoints_is_one_whole_model(
+    sharded_run: Path, tmp_path: Path
+) -> None:
+    checkpoints = find_checkpoints(sharded_run)
+    assert len(checkpoints) == 2
+    assert not (checkpoints[0] / "model.safetensors").exists()
+    output = average_checkpoints(checkpoints, tmp_path / "mean")
+    assert file_names(output) == ["config.json", "generation_config.json", "model.safetensors"]
+    model, report = VanillaTransformerForConditionalGeneration.from_pretrained(
+        output, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    expected = load_file(sharded_run / "mean.safetensors")
+    for name, weight in weights_of(model).items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-7)
+
+
+def test_moving_average_of_shards_is_that_of_the_whole_model(sharded_run: Path) -> None:
+    assert (sharded_run / "averages-agree-0").exists()
+    assert (sharded_run / "averages-agree-1").exists()
+
+
+def gathered(average: ExponentialMovingAverage) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for name, tensor in average.state_dict().items():
+        assert isinstance(tensor, DTensor), f"{name} is not sharded"
+        tensors[name] = tensor.full_tensor()
+    return tensors
+
+
+def main(run_dir: Path) -> None:
+    """What each of two processes does; it fails where the averages do not agree."""
+    accelerator = Accelerator()
+    mesh = init_device_mesh("cpu", (2,))
     whole, model = tiny_model(seed=1), tiny_model(seed=1)
     for layer in (*model.model.encoder.layers, *model.model.decoder.layers):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    averages = []
-    for one in (whole, model):
-        average = ExponentialMovingAverage(one, decay=0.8)
-        optimizer = torch.optim.SGD(one.parameters(), lr=0.5)
-        for update in range(3):
-            train_one_update(one, optimizer, seed=update)
-            average.update()
-        averages.append(average)
-    of_whole, of_shards = averages
-    expected = of_whole.state_dict()
-    for name, tensor in of_shards.state_dict().items():
-        assert isinstance(tensor, DTensor), name
-        torch.testing.assert_close(tensor.full_tensor(), expected[name], rtol=1e-6, atol=1e-7)
-    # The forward pass without a backward leaves weights gathered: the average must reach them.
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimizer_of_whole = torch.optim.SGD(whole.parameters(), lr=0.5)
+    scheduler = LambdaLR(optimizer, lambda update: 1.0)
+    average = ExponentialMovingAverage(model, decay=0.8)
+    average_of_whole = ExponentialMovingAverage(whole, decay=0.8)
+    without_files: Any = SimpleNamespace(save_pretrained=lambda directory: None)
+    mean = {name: torch.zeros_like(weight) for name, weight in weights_of(whole).items()}
+    for update in (1, 2):
+        train_one_update(model, optimizer, seed=update)
+        train_one_update(whole, optimizer_of_whole, seed=update)
+        average.update()
+        average_of_whole.update()
+        path = save_checkpoint(
+            run_dir,
+            update,
+            accelerator=accelerator,
+            model=model,
+            tokenizer=without_files,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            position={},
+            progress={},
+            extra_tensors=average.state_dict(),
+        )
+        for name, weight in weights_of(whole).items():
+            mean[name] += weight / 2
+    if accelerator.is_main_process:
+        save_file(mean, run_dir / "mean.safetensors")
+    expected = average_of_whole.state_dict()
+    for name, tensor in gathered(average).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-7)
+    # The forward pass without a backward leaves weights gathered: the averages must reach them.
     before = loss_of(model)
-    with of_whole.applied(), of_shards.applied():
+    with average_of_whole.applied(), average.applied():
         assert abs(loss_of(model) - loss_of(whole)) < 1e-5
         assert abs(loss_of(model) - before) > 1e-3
     assert loss_of(model) == before
-    # Whole into shards, shards into whole.
-    fresh, sharded_fresh = (
-        ExponentialMovingAverage(whole, 0.8),
-        ExponentialMovingAverage(model, 0.8),
+    # They are gathered again: averages begun now must be of the shards.
+    fresh = ExponentialMovingAverage(model, decay=0.8)
+    state = load_checkpoint(
+        path, accelerator=accelerator, model=model, optimizer=optimizer, scheduler=scheduler
     )
-    fresh.load_state_dict(of_shards.state_dict())
-    sharded_fresh.load_state_dict(expected)
-    for name, tensor in of_shards.state_dict().items():
-        assert torch.equal(fresh.state_dict()[name], tensor.full_tensor())
-        assert torch.equal(sharded_fresh.state_dict()[name].full_tensor(), expected[name])
-    print("sharded averages agree", flush=True)
-    torch.distributed.destroy_process_group()
+    fresh.load_state_dict(state.extra_tensors)
+    saved = gathered(average)
+    for name, tensor in gathered(fresh).items():
+        assert torch.equal(tensor, saved[name]), name
+    (run_dir / f"averages-agree-{accelerator.process_index}").touch()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

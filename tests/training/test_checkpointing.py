@@ -1,40 +1,45 @@
-"""Checkpoints: whole or absent, damage detected, resumed bit for bit, averaged in float64."""
+"""Checkpoints: whole or absent, damage detected, resumed bit for bit; of one process.
+
+Several processes, and sharded models, are the business of `test_sharding.py`.
+"""
 
 import errno
 import json
 import os
 import pickle
 import random
-import shutil
-import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from vanilla_transformer.configuration_vanilla_transformer import VanillaTransformerConfig
-from vanilla_transformer.modeling_vanilla_transformer import (
+from vanilla_transformer import (
+    VanillaTransformerConfig,
     VanillaTransformerForConditionalGeneration,
 )
 from vanilla_transformer.training.checkpointing import (
+    LoadedState,
     atomic_directory,
-    average_checkpoints,
     capture_random_state,
+    export_model,
     find_checkpoints,
     latest_checkpoint,
-    load_training_state,
+    load_checkpoint,
     new_checkpoint,
     restore_random_state,
     rotate_checkpoints,
-    save_training_state,
+    save_checkpoint,
     verify_checkpoint,
     write_manifest,
 )
@@ -138,34 +143,6 @@ def test_what_is_renamed_has_reached_the_disk(
     assert synchronised[-1] == f"after {tmp_path.name}"
 
 
-def test_a_killed_writer_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
-    program = (
-        "import os, signal, sys\n"
-        "from vanilla_transformer.training.checkpointing import new_checkpoint\n"
-        "with new_checkpoint(sys.argv[1], 2) as directory:\n"
-        "    (directory / 'model.safetensors').write_text('half')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    with new_checkpoint(tmp_path, 1) as directory:
-        (directory / "model.safetensors").write_text("whole")
-    killed = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
-        check=False,
-        cwd=Path(__file__).parents[2],
-        timeout=120,
-    )
-    assert killed.returncode == -signal.SIGKILL
-    assert [path.name for path in find_checkpoints(tmp_path)] == ["update-00000001"]
-    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "update-00000001"
-    # The next writer of that update clears up.
-    with new_checkpoint(tmp_path, 2) as directory:
-        assert list(directory.iterdir()) == []
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
-        "update-00000001",
-        "update-00000002",
-    ]
-
-
 def test_a_directory_moved_aside_by_a_killed_writer_is_put_back(tmp_path: Path) -> None:
     (tmp_path / ".old-best").mkdir()
     (tmp_path / ".old-best" / "a").write_text("old")
@@ -181,7 +158,7 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"best": b"a file"}
 
 
-@pytest.mark.parametrize("writer", ["python", "torch", "torch on tmpfs", "safetensors"])
+@pytest.mark.parametrize("writer", ["python", "behind another error", "safetensors"])
 def test_full_disk_is_one_clear_error(tmp_path: Path, writer: str) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full, which takes no byte, as on Linux")
@@ -194,13 +171,8 @@ def test_full_disk_is_one_clear_error(tmp_path: Path, writer: str) -> None:
             if writer == "python":
                 (directory / "config.json").symlink_to("/dev/full")
                 (directory / "config.json").write_text("{}")
-            elif writer == "torch":
-                (directory / "optimizer.pt").symlink_to("/dev/full")
-                run = Run(seed=0)
-                run.update()
-                run.save(directory)
-            elif writer == "torch on tmpfs":
-                # What torch.save made of it there: the reason is only in the chain.
+            elif writer == "behind another error":
+                # Torch raises errors of its own: the reason is only in the chain.
                 reason = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 raise RuntimeError("unexpected pos 704 vs 598") from reason
             else:
@@ -328,102 +300,239 @@ def test_rotation_never_deletes_the_last_good_one(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) == written[1]
 
 
-# Training state
+# Saving and loading
+
+
+class Tokenizer:
+    """As much of one as a checkpoint asks for."""
+
+    def save_pretrained(self, directory: Path) -> None:
+        (directory / "tokenizer.json").write_text("{}")
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    # Its state is one for the whole process: other tests may have made another.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Run:
     """A tiny training run whose every update draws from all three generators."""
 
-    def __init__(self, seed: int, device: str = "cpu") -> None:
+    def __init__(self, accelerator: Accelerator, seed: int, device: str = "cpu", **config: Any):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
-        self.device = device
-        layers = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.3), nn.Linear(8, 6))
-        self.model = layers.to(device)
-        self.optimizer = build_optimizer(self.model)
+        sizes = {"vocab_size": 40, "d_model": 16, "d_ff": 24, "num_heads": 2}
+        layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+        architecture = VanillaTransformerConfig(**{**sizes, **layers, "dropout": 0.1, **config})
+        model = VanillaTransformerForConditionalGeneration(architecture).train().to(device)
+        self.accelerator, self.device = accelerator, device
+        self.model: nn.Module = model
+        self.optimizer: torch.optim.Optimizer = build_optimizer(model)
         self.scheduler: LambdaLR = build_scheduler(self.optimizer, d_model=16, warmup=4)
         self.losses: list[float] = []
 
     def update(self) -> None:
-        inputs = torch.randn(5, 6) * random.gauss(1, 0.1) + float(np.random.standard_normal())
-        loss = self.model(inputs.to(self.device)).square().mean()
+        ids = torch.randint(4, 40, (3, 5)).to(self.device)
+        loss = self.model(input_ids=ids, labels=ids).loss
+        loss = loss * random.gauss(1, 0.1) + float(np.random.standard_normal())
         loss.backward()
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.losses.append(loss.item())
 
-    def save(self, directory: Path, **options: Any) -> None:
-        save_file(self.model.state_dict(), directory / "model.safetensors")
-        save_training_state(
-            directory,
+    def save(self, run_dir: Path, update: int = 3, **options: Any) -> Path:
+        arguments: dict[str, Any] = {
+            "accelerator": self.accelerator,
+            "model": self.model,
+            "tokenizer": Tokenizer(),
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "position": {"epoch": 1, "next_batch": 17},
+            "progress": {"best_loss": 0.1 + 0.2, "worst_loss": float("inf")},
+        }
+        return save_checkpoint(run_dir, update, **{**arguments, **options})
+
+    def load(self, path: Path) -> LoadedState:
+        return load_checkpoint(
+            path,
+            accelerator=self.accelerator,
+            model=self.model,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
-            sampler_state={"epoch": 1, "next_batch": 17},
-            progress={"update": 3, "best_loss": 0.1 + 0.2, "worst_loss": float("inf")},
-            **options,
         )
 
-    def load(self, directory: Path, **options: Any) -> dict[str, Any]:
-        self.model.load_state_dict(load_file(directory / "model.safetensors"))
-        return load_training_state(
-            directory, optimizer=self.optimizer, scheduler=self.scheduler, **options
-        )
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that training changes, but for the generators."""
+        state = self.optimizer.state_dict()["state"]
+        moments = {f"{i}.{name}": t for i, s in state.items() for name, t in s.items()}
+        return {**self.model.state_dict(), **moments}
+
+
+def assert_same_state(one: Run, other: Run) -> None:
+    assert one.tensors().keys() == other.tensors().keys()
+    for name, tensor in one.tensors().items():
+        assert torch.equal(tensor, other.tensors()[name]), name
+        assert tensor.dtype == other.tensors()[name].dtype, name
+    groups = [run.optimizer.state_dict()["param_groups"] for run in (one, other)]
+    assert groups[0] == groups[1]
+    assert one.scheduler.state_dict() == other.scheduler.state_dict()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("updates_before", [0, 3])
 def test_resumed_run_is_bit_for_bit_the_straight_one(
-    tmp_path: Path, device: str, updates_before: int
+    tmp_path: Path, accelerator: Accelerator, device: str, updates_before: int
 ) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
-    straight = Run(seed=1, device=device)
+    straight = Run(accelerator, seed=1, device=device)
     for _ in range(updates_before):
         straight.update()
     # An odd number of draws leaves a cached second normal deviate in both generators.
     np.random.standard_normal()
     random.gauss(0, 1)
-    with new_checkpoint(tmp_path, 3) as directory:
-        straight.save(directory)
+    written = straight.save(tmp_path)
     for _ in range(4):
         straight.update()
 
-    resumed = Run(seed=2, device=device)
+    resumed = Run(accelerator, seed=2, device=device)
     resumed.update()
-    checkpoint = latest_checkpoint(tmp_path)
-    assert checkpoint is not None
-    state = resumed.load(checkpoint)
-    assert state == {
-        "sampler_state": {"epoch": 1, "next_batch": 17},
-        "progress": {"update": 3, "best_loss": 0.1 + 0.2, "worst_loss": float("inf")},
-    }
+    assert latest_checkpoint(tmp_path) == written
+    assert resumed.load(written) == LoadedState(
+        position={"epoch": 1, "next_batch": 17},
+        progress={"best_loss": 0.1 + 0.2, "worst_loss": float("inf")},
+        extra_tensors={},
+        saved_processes=1,
+    )
     for _ in range(4):
         resumed.update()
     assert resumed.losses[1:] == straight.losses[updates_before:]
-    for name, parameter in straight.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], parameter)
-    assert resumed.scheduler.get_last_lr() == straight.scheduler.get_last_lr()
+    assert_same_state(straight, resumed)
 
 
-def test_each_process_gets_its_own_random_state(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_prepared_objects_are_saved_as_bare_ones(tmp_path: Path, accelerator: Accelerator) -> None:
+    bare = Run(accelerator, seed=1)
+    bare.update()
+    written = bare.save(tmp_path / "bare")
+    wrapped = Run(accelerator, seed=1)
+    wrapped.model, wrapped.optimizer = accelerator.prepare(wrapped.model, wrapped.optimizer)
+    wrapped.update()
+    also_written = wrapped.save(tmp_path / "wrapped")
+    assert sorted(contents(written)) == sorted(contents(also_written))
+    assert load_file(written / "optimizer.safetensors").keys() == (
+        load_file(also_written / "optimizer.safetensors").keys()
+    )
+    restored = Run(accelerator, seed=2)
+    restored.model, restored.optimizer = accelerator.prepare(restored.model, restored.optimizer)
+    restored.load(also_written)
+    assert_same_state(bare, restored)
+
+
+def test_a_checkpoint_is_the_saved_model_and_more(tmp_path: Path, accelerator: Accelerator) -> None:
+    run = Run(accelerator, seed=1)
+    run.update()
+    path = run.save(tmp_path, extra_tensors={"average": torch.ones(2)})
+    assert path == tmp_path / "checkpoints" / "update-00000003"
+    model: Any = run.model
+    model.save_pretrained(tmp_path / "model")
+    model_files = contents(tmp_path / "model")
+    found = contents(path)
+    assert {name: found[name] for name in model_files} == model_files
+    # Nothing here can run code: no pickle.
+    assert sorted(found.keys() - model_files.keys()) == [
+        "extra.safetensors",
+        "manifest.json",
+        "optimizer.safetensors",
+        "tokenizer.json",
+        "training_state.json",
+    ]
+    verify_checkpoint(path)
+    # Tied matrices and their moments are there once.
+    assert vocabulary_sized(path / "model.safetensors") == ["model.shared.weight"]
+    assert vocabulary_sized(path / "optimizer.safetensors") == [
+        "optimizer.model.shared.weight.exp_avg",
+        "optimizer.model.shared.weight.exp_avg_sq",
+    ]
+
+
+def vocabulary_sized(file: Path) -> list[str]:
+    return sorted(name for name, tensor in load_file(file).items() if tensor.shape == (40, 16))
+
+
+def test_no_pickle_is_read(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(seed=1)
-    states = []
-    draws = []
-    for rank in range(2):
-        torch.manual_seed(rank)
-        states.append(capture_random_state())
-        draws.append(torch.rand(3).tolist())
-    run.save(tmp_path, random_states=states)
-    for rank in (1, 0):
-        run.load(tmp_path, process_index=rank)
-        assert torch.rand(3).tolist() == draws[rank]
-    assert not caplog.records
-    run.load(tmp_path, process_index=2)
-    assert "saved by 2 processes" in caplog.text
+    run = Run(accelerator, seed=1)
+    run.update()
+    path = run.save(tmp_path)
+    (path / "optimizer.pt").write_bytes(b"planted")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a pickle was opened")
+
+    for module, name in ((torch, "load"), (pickle, "load"), (pickle, "loads")):
+        monkeypatch.setattr(module, name, refuse)
+    monkeypatch.setattr(pickle, "Unpickler", refuse)
+    restored = Run(accelerator, seed=2)
+    restored.load(path)
+    assert_same_state(run, restored)
+
+
+def test_extra_tensors_come_back(tmp_path: Path, accelerator: Accelerator) -> None:
+    run = Run(accelerator, seed=1)
+    average = {name: torch.randn_like(p).detach() for name, p in run.model.named_parameters()}
+    extra = {**average, "steps": torch.tensor([7]), "half": torch.ones(2, dtype=torch.bfloat16)}
+    loaded = run.load(run.save(tmp_path, extra_tensors=extra)).extra_tensors
+    assert loaded.keys() == extra.keys()
+    for name, tensor in extra.items():
+        assert torch.equal(loaded[name], tensor), name
+        assert loaded[name].dtype == tensor.dtype, name
+        assert not loaded[name].requires_grad
+
+
+def test_the_gradient_scaler_is_restored(tmp_path: Path, accelerator: Accelerator) -> None:
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**9, growth_interval=3)
+    run = Run(accelerator, seed=1)
+    loss = accelerator.scaler.scale(
+        run.model(input_ids=torch.tensor([[5]]), labels=torch.tensor([[5]])).loss
+    )
+    loss.backward()
+    accelerator.scaler.step(run.optimizer)
+    accelerator.scaler.update()
+    saved = accelerator.scaler.state_dict()
+    assert saved["_growth_tracker"] == 1
+    path = run.save(tmp_path)
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    Run(accelerator, seed=2).load(path)
+    assert accelerator.scaler.state_dict() == saved
+    # Without a scaler, as in another precision, there is nothing to restore.
+    accelerator.scaler = None
+    Run(accelerator, seed=2).load(path)
+
+
+def test_a_random_state_that_is_not_there_is_said(
+    tmp_path: Path, accelerator: Accelerator, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(accelerator, seed=1)
+    path = run.save(tmp_path)
+    file = path / "training_state.json"
+    state = json.loads(file.read_text())
+    state["random_states"] *= 2
+    file.write_text(json.dumps(state))
+    drawn = torch.rand(3)
+    assert run.load(path).saved_processes == 2
+    assert "saved by 2 processes, here are 1" in caplog.text
+    assert torch.equal(torch.rand(3), drawn)
+    state["random_states"] = []
+    file.write_text(json.dumps(state))
+    run.load(path)
+    assert "process 0 begins with its own" in caplog.text
+    assert not torch.equal(torch.rand(3), drawn)
 
 
 def test_random_state_survives_json_and_other_gpus(caplog: pytest.LogCaptureFixture) -> None:
@@ -437,214 +546,237 @@ def test_random_state_survives_json_and_other_gpus(caplog: pytest.LogCaptureFixt
     assert "99 GPUs" in caplog.text
 
 
-def test_training_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    run = Run(seed=1)
-    run.update()
-    run.save(tmp_path)
-
-    def load(model: nn.Module) -> None:
-        optimizer = build_optimizer(model)
-        scheduler = build_scheduler(optimizer, 16, 4)
-        load_training_state(tmp_path, optimizer=optimizer, scheduler=scheduler)
-
-    with pytest.raises(ValueError, match="is for 4 parameters, the optimizer has 2"):
-        load(nn.Linear(6, 8))
-    with pytest.raises(ValueError, match=r"exp_avg of parameter 0 is \(8, 6\)"):
-        load(nn.Sequential(nn.Linear(6, 7), nn.Linear(7, 6)))
-
-
-def test_a_directory_without_training_state_is_refused(tmp_path: Path) -> None:
-    run = Run(seed=1)
-    run.save(tmp_path)
-    (tmp_path / "training_state.json").unlink()
-    with pytest.raises(ValueError, match=r"has no training_state\.json"):
-        run.load(tmp_path)
-
-
-def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
-    class Intruder:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (Path(tmp_path / "intruded").touch, ())
-
-    run = Run(seed=1)
-    run.save(tmp_path)
-    torch.save({"state": Intruder(), "param_groups": []}, tmp_path / "optimizer.pt")
-    with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights"):
-        run.load(tmp_path)
-    assert not (tmp_path / "intruded").exists()
-
-
-# Averaging
-
-
-def write_model(directory: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
-    directory.mkdir()
-    save_file(tensors, directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps({"d_model": 8} | config))
-    return directory
-
-
-def random_tensors(seed: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "single": torch.randn(40, 30, generator=generator),
-        "half": torch.randn(40, generator=generator).to(torch.bfloat16),
-        "steps": torch.tensor([3, 4]),
-    }
-
-
-def test_average_is_the_mean_in_double_precision(tmp_path: Path) -> None:
-    models = [random_tensors(seed) for seed in range(5)]
-    paths = [write_model(tmp_path / str(seed), models[seed]) for seed in range(5)]
-    output = average_checkpoints(paths, tmp_path / "mean")
-    averaged = load_file(output / "model.safetensors")
-    assert averaged.keys() == models[0].keys()
-    for name in ("single", "half"):
-        stacked = np.stack([model[name].double().numpy() for model in models])
-        expected = torch.from_numpy(stacked.mean(axis=0)).to(models[0][name].dtype)
-        assert averaged[name].dtype == expected.dtype
-        torch.testing.assert_close(averaged[name], expected, rtol=1e-7, atol=0)
-    assert torch.equal(averaged["steps"], models[0]["steps"])
-    assert sorted(contents(output)) == ["config.json", "model.safetensors"]
-
-
-def test_average_does_not_lose_small_parts(tmp_path: Path) -> None:
-    # In bfloat16, and in float32 as well, 2^25 + 1 - 2^25 is 0.
-    values = [2.0**25, 1.0, -(2.0**25), 1.0]
-    paths = [
-        write_model(tmp_path / str(index), {"x": torch.tensor([value]).to(torch.bfloat16)})
-        for index, value in enumerate(values)
-    ]
-    averaged = load_file(average_checkpoints(paths, tmp_path / "mean") / "model.safetensors")
-    assert averaged["x"].item() == 0.5
-
-
-def test_average_of_saved_models_in_shards_loads(tmp_path: Path) -> None:
-    paths = []
-    models = []
-    for update in (1, 2):
-        torch.manual_seed(update)
-        config = VanillaTransformerConfig(
-            vocab_size=40,
-            d_model=16,
-            d_ff=32,
-            num_heads=2,
-            num_encoder_layers=1,
-            num_decoder_layers=1,
-        )
-        model = VanillaTransformerForConditionalGeneration(config)
-        optimizer = build_optimizer(model)
-        with new_checkpoint(tmp_path, update) as directory:
-            # One in shards, one whole: both layouts, and mixed.
-            model.save_pretrained(directory, max_shard_size="4KB" if update == 1 else "1GB")
-            (directory / "tokenizer.json").write_text(f"tokenizer of {update}")
-            save_training_state(
-                directory,
-                optimizer=optimizer,
-                scheduler=build_scheduler(optimizer, 16),
-                sampler_state={},
-                progress={},
-            )
-        paths.append(tmp_path / "checkpoints" / f"update-{update:08d}")
-        models.append(model.state_dict())
-    assert len(list(paths[0].glob("model-*.safetensors"))) > 1
-    output = average_checkpoints(find_checkpoints(tmp_path), tmp_path / "mean")
-    assert sorted(contents(output)) == [
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-    ]
-    assert (output / "tokenizer.json").read_text() == "tokenizer of 2"
-    mean, report = VanillaTransformerForConditionalGeneration.from_pretrained(
-        output, output_loading_info=True
-    )
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    for name, parameter in mean.state_dict().items():
-        expected = (models[0][name].double() + models[1][name].double()) / 2
-        assert torch.equal(parameter, expected.to(parameter.dtype)), name
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("config", "message"),
     [
-        ({"single": torch.zeros(30, 40)}, r"single is \(30, 40\) torch.float32"),
-        ({"half": torch.zeros(40)}, r"half is \(40,\) torch.float32"),
-        ({"steps": torch.tensor([3, 5])}, r"steps \(torch.int64\) has no mean and differs"),
-        ({"extra": torch.zeros(1)}, r"different parameters \(extra, 1 in all\)"),
+        (
+            {"vocab_size": 41},
+            r"model\.shared\.weight is \(40, 16\) torch\.float32 in .* but \(41, 16\)",
+        ),
+        ({"d_ff": 32}, r"layers\.0\.fc1\.weight is \(24, 16\) .* but \(32, 16\)"),
+        ({"num_decoder_layers": 2}, r"has 31 tensors, this one 49 .*decoder\.layers\.1\."),
+        ({"share_embeddings": False}, r"has 31 tensors, this one 32 .*embed_tokens\.weight"),
     ],
 )
-def test_unlike_models_are_refused(
-    tmp_path: Path, change: dict[str, torch.Tensor], message: str
+def test_a_checkpoint_of_another_architecture_is_refused(
+    tmp_path: Path, accelerator: Accelerator, config: dict[str, Any], message: str
 ) -> None:
-    paths = [
-        write_model(tmp_path / "a", random_tensors(0)),
-        write_model(tmp_path / "b", random_tensors(1) | change),
-    ]
-    with pytest.raises(ValueError, match=message):
-        average_checkpoints(paths, tmp_path / "mean")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    path = Run(accelerator, seed=1).save(tmp_path)
+    other = Run(accelerator, seed=2, **config)
+    with pytest.raises(ValueError, match=f"{message}.*resume with the architecture"):
+        other.load(path)
 
 
-def test_models_of_unlike_configuration_are_refused(tmp_path: Path) -> None:
-    paths = [
-        write_model(tmp_path / "a", random_tensors(0), activation="relu"),
-        write_model(tmp_path / "b", random_tensors(1), activation="gelu", transformers_version="6"),
-    ]
-    with pytest.raises(ValueError, match=r"activation is 'gelu' in .*b but 'relu' in"):
-        average_checkpoints(paths, tmp_path / "mean")
+def test_a_checkpoint_of_another_type_of_number_is_refused(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    path = Run(accelerator, seed=1).save(tmp_path)
+    other = Run(accelerator, seed=2)
+    other.model.to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"torch\.float32 in .* but .* torch\.bfloat16"):
+        other.load(path)
 
 
-def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    good = write_model(tmp_path / "good", random_tensors(0))
-    with pytest.raises(ValueError, match="no checkpoints"):
-        average_checkpoints([], tmp_path / "mean")
-    with pytest.raises(ValueError, match=r"config\.json is missing"):
-        average_checkpoints([good, tmp_path / "absent"], tmp_path / "mean")
-    empty = write_model(tmp_path / "empty", random_tensors(0))
-    (empty / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"has neither model\.safetensors"):
-        average_checkpoints([good, empty], tmp_path / "mean")
-    torn = write_model(tmp_path / "torn", random_tensors(0))
-    (torn / "model.safetensors").write_bytes((good / "model.safetensors").read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"torn.*is damaged"):
-        average_checkpoints([good, torn], tmp_path / "mean")
-    # One bit off can still be read; only the manifest tells.
-    altered = write_model(tmp_path / "altered", random_tensors(0))
-    write_manifest(altered)
-    damage(altered, "one bit")
-    with pytest.raises(ValueError, match="other contents than were written"):
-        average_checkpoints([good, altered], tmp_path / "mean")
-    assert not (tmp_path / "mean").exists()
+def test_another_optimizer_is_refused(tmp_path: Path, accelerator: Accelerator) -> None:
+    run = Run(accelerator, seed=1)
+    path = run.save(tmp_path)
+    other = Run(accelerator, seed=2)
+    other.optimizer = torch.optim.AdamW(other.model.parameters(), lr=1.0)
+    with pytest.raises(ValueError, match=r"with Adam over 31 .* is AdamW .*resume with the opt"):
+        other.load(path)
+    # The same kind over fewer parameters: a frozen embedding.
+    next(other.model.parameters()).requires_grad_(False)
+    other.optimizer = build_optimizer(other.model)
+    with pytest.raises(ValueError, match=r"over 31 .* over 30 in 1 .*model\.shared\.weight"):
+        other.load(path)
 
 
-def test_average_overwrites_only_when_asked_and_never_its_input(tmp_path: Path) -> None:
-    paths = [
-        write_model(tmp_path / "a", random_tensors(0)),
-        write_model(tmp_path / "b", random_tensors(1)),
-    ]
-    output = average_checkpoints(paths, tmp_path / "mean")
-    with pytest.raises(ValueError, match="mean exists"):
-        average_checkpoints(paths[:1], output)
-    average_checkpoints(paths[:1], output, overwrite=True)
-    assert torch.equal(
-        load_file(output / "model.safetensors")["single"], random_tensors(0)["single"]
+def test_frozen_parameters_resume(tmp_path: Path, accelerator: Accelerator) -> None:
+    runs = [Run(accelerator, seed=1), Run(accelerator, seed=2)]
+    for run in runs:
+        next(run.model.parameters()).requires_grad_(False)
+        run.optimizer = build_optimizer(run.model)
+        run.scheduler = build_scheduler(run.optimizer, d_model=16, warmup=4)
+    runs[0].update()
+    runs[1].load(runs[0].save(tmp_path))
+    assert_same_state(*runs)
+
+
+def test_momentum_and_the_lack_of_it_resume(tmp_path: Path, accelerator: Accelerator) -> None:
+    for momentum in (0.0, 0.9):
+        runs = [Run(accelerator, seed=1), Run(accelerator, seed=2)]
+        for run in runs:
+            run.optimizer = torch.optim.SGD(run.model.parameters(), lr=1.0, momentum=momentum)
+            run.scheduler = build_scheduler(run.optimizer, d_model=16, warmup=4)
+        runs[0].update()
+        path = runs[0].save(tmp_path / str(momentum))
+        assert (path / "optimizer.safetensors").exists() == bool(momentum)
+        runs[1].load(path)
+        assert_same_state(*runs)
+
+
+def test_an_optimizer_with_state_of_another_shape_is_refused(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    run = Run(accelerator, seed=1)
+    run.optimizer = torch.optim.Adafactor(run.model.parameters(), lr=1.0)
+    run.scheduler = build_scheduler(run.optimizer, d_model=16, warmup=4)
+    run.update()
+    with pytest.raises(ValueError, match=r"row_var of model\.shared\.weight is \(40, 1\)"):
+        run.save(tmp_path)
+    assert find_checkpoints(tmp_path) == []
+
+
+def test_a_directory_without_training_state_is_refused(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    run = Run(accelerator, seed=1)
+    model: Any = run.model
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"has no training_state\.json"):
+        run.load(tmp_path / "model")
+
+
+def test_an_error_while_saving_leaves_older_checkpoints_alone(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    run = Run(accelerator, seed=1)
+    run.save(tmp_path, 2)
+    before = contents(tmp_path)
+
+    class FullDisk(Tokenizer):
+        def save_pretrained(self, directory: Path) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"update-00000003 .*Free some space"):
+        run.save(tmp_path, 3, tokenizer=FullDisk())
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        run.save(tmp_path, 4, progress={"oops": torch.ones(1)})
+    assert contents(tmp_path) == before
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "update-00000002"
+
+
+# Killed while saving
+
+KILLED_AT_EVERY_MOMENT = r"""
+import os, signal, sys
+from pathlib import Path
+from test_checkpointing import Run
+from accelerate import Accelerator
+from vanilla_transformer.training.checkpointing import *
+
+run_dir = Path(sys.argv[1])
+accelerator = Accelerator(cpu=True)
+run = Run(accelerator, seed=1)
+weights = {}
+
+
+def save(update):
+    run.save(run_dir, update, progress={"update": update})
+    rotate_checkpoints(run_dir, keep=1)
+
+
+def die_at(moment):
+    # Files are opened, renamed, made and removed through events that an audit hook sees.
+    seen = 0
+
+    def hook(event, arguments):
+        nonlocal seen
+        if not any(str(run_dir) in str(argument) for argument in arguments[:2]):
+            return
+        seen += 1
+        if seen == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def norm():
+    return float(sum(p.detach().double().abs().sum() for p in run.model.parameters()))
+
+
+run.update()
+save(1)
+weights[1] = norm()
+current, moment, survived = 1, 0, False
+while not survived:
+    moment += 1
+    run.update()
+    target = current + 1
+    weights[target] = norm()
+    child = os.fork()
+    if child == 0:
+        die_at(moment)
+        save(target)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    survived = status == 0
+    latest = latest_checkpoint(run_dir)
+    state = run.load(latest)
+    # The newest whole one is the old or the new, and what is in it belongs together.
+    assert state.progress["update"] in (current, target), (moment, latest)
+    assert norm() == weights[state.progress["update"]], (moment, latest)
+    current = state.progress["update"]
+assert current == target
+assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [latest.name]
+print("moments", moment, "updates", current)
+"""
+
+
+def test_killed_at_any_moment_of_saving_there_is_a_checkpoint_to_resume_from(
+    tmp_path: Path,
+) -> None:
+    program = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_EVERY_MOMENT, str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
     )
-    for lost in (paths[1], tmp_path):
-        with pytest.raises(ValueError, match="would be lost"):
-            average_checkpoints(paths, lost, overwrite=True)
+    assert program.returncode == 0, program.stderr[-3000:]
+    _, moments, _, updates = program.stdout.split()[-4:]
+    # Some died before the rename, some after it.
+    assert int(moments) > 30
+    assert 2 < int(updates) < int(moments)
 
 
-def test_full_disk_while_averaging_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# Exporting
+
+
+def test_the_model_of_a_checkpoint_is_exported_alone(
+    tmp_path: Path, accelerator: Accelerator
 ) -> None:
-    path = write_model(tmp_path / "a", random_tensors(0))
+    run = Run(accelerator, seed=1)
+    path = run.save(tmp_path)
+    output = export_model(path, tmp_path / "model")
+    assert output == tmp_path / "model"
+    model: Any = run.model
+    model.save_pretrained(tmp_path / "expected")
+    assert contents(output) == {**contents(tmp_path / "expected"), "tokenizer.json": b"{}"}
+    verify_checkpoint(path)
 
-    def no_space(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shutil, "copyfile", no_space)
-    with pytest.raises(OSError, match="Free some space"):
-        average_checkpoints([path], tmp_path / "mean")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+def test_export_overwrites_only_when_asked_and_never_its_input(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    path = Run(accelerator, seed=1).save(tmp_path)
+    output = tmp_path / "model"
+    output.mkdir()
+    (output / "old").write_text("1")
+    with pytest.raises(ValueError, match="model exists"):
+        export_model(path, output)
+    export_model(path, output, overwrite=True)
+    assert not (output / "old").exists()
+    for lost in (path, tmp_path):
+        with pytest.raises(ValueError, match="would be lost"):
+            export_model(path, lost, overwrite=True)
+
+
+def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path, accelerator: Accelerator) -> None:
+    path = Run(accelerator, seed=1).save(tmp_path)
+    damage(path, "one bit")
+    with pytest.raises(ValueError, match=r"model\.safetensors has other contents"):
+        export_model(path, tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.tiny_run import assert_same_run, main
+from vanilla_transformer.training.checkpointing import find_checkpoints, latest_checkpoint
 
 PROGRAM = Path(__file__).with_name("tiny_run.py")
 REPOSITORY = PROGRAM.parent.parent.parent
@@ -77,22 +78,27 @@ def start_two(run_dir: Path) -> Process:
     return Process(process.pid, lambda: process.wait(60))
 
 
-def kill(run_dir: Path, process: Process, processes: int, chance: random.Random) -> str:
-    """Kills one process of a run, or all; says when it was and what was going on."""
+def unfinished(run_dir: Path) -> set[Path]:
+    """Checkpoints that are being written, and those that a kill has left so."""
+    return set((run_dir / "checkpoints").glob("*")) - set(find_checkpoints(run_dir))
+
+
+def kill(run_dir: Path, process: Process, processes: int, chance: random.Random) -> bool:
+    """Kills one process of a run, or all.
+
+    Returns:
+        Whether it was while a checkpoint was being written.
+    """
+    before = unfinished(run_dir)
     started = time.monotonic()
     pids = [run_dir / f"pid-{rank}" for rank in range(processes)]
     while not all(path.exists() and path.read_text() for path in pids):
         assert time.monotonic() - started < 60, "the run did not start"
         time.sleep(0.01)
     ready = time.monotonic()
-    delay, is_aimed = chance.uniform(0, LONGEST), chance.random() < 0.3
-    checkpoints = run_dir / "checkpoints"
-
-    def is_saving() -> bool:
-        return any(not path.name.startswith("update-") for path in checkpoints.glob("*"))
-
-    time.sleep(delay)
-    while is_aimed and not is_saving() and time.monotonic() - ready < 2 * LONGEST:
+    is_aimed = chance.random() < 0.3
+    time.sleep(chance.uniform(0, LONGEST))
+    while is_aimed and not unfinished(run_dir) - before and time.monotonic() - ready < 10:
         time.sleep(0.0005)
     victims = [int(path.read_text()) for path in pids]
     if processes > 1:
@@ -100,10 +106,14 @@ def kill(run_dir: Path, process: Process, processes: int, chance: random.Random)
         victims = chance.choice([[process.pid, *victims], victims[:1], victims[1:]])
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
-    moment = time.monotonic() - ready
-    process.wait()
-    was = "saving" if is_saving() else "working"
-    return f"killed {len(victims)} after {moment:.3f} s, {was}"
+    was_saving = bool(unfinished(run_dir) - before)
+    assert process.wait() != 0
+    newest = latest_checkpoint(run_dir)
+    print(
+        f"killed {len(victims)} after {time.monotonic() - ready:.2f} s, "
+        f"{'saving' if was_saving else 'working'}; goes on from {newest and newest.name}"
+    )
+    return was_saving
 
 
 @pytest.mark.slow
@@ -115,9 +125,12 @@ def test_a_run_killed_at_any_moment_ends_as_the_uninterrupted_one(
     whole, run_dir = tmp_path / "whole", tmp_path / "killed"
     assert start(whole).wait() == 0
     chance = random.Random(processes)
-    for number in range(1, KILLS + 1):
+    hits = 0
+    for _ in range(KILLS):
         for path in run_dir.glob("pid-*"):
             path.unlink()
-        print(f"{number}: {kill(run_dir, start(run_dir), processes, chance)}")
+        hits += kill(run_dir, start(run_dir), processes, chance)
+    # Otherwise nothing was shown.
+    assert 0 < hits < KILLS
     assert start(run_dir).wait() == 0
     assert_same_run(run_dir, whole)

@@ -249,7 +249,9 @@ def test_a_signal_to_the_launcher_saves_and_leaves(name: str, tmp_path: Path) ->
 
 
 def test_processes_that_do_not_know_each_other_are_refused(tmp_path: Path) -> None:
-    run = launch(tmp_path, [{"run_dir": "run"}], processes=2, ACCELERATE_USE_CPU="false")
+    # What each of two processes sees that torchrun starts.
+    variables = {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "false"}
+    run = launch(tmp_path, [{"run_dir": "run"}], processes=1, **variables)
     assert run.returncode != 0
     assert "2 processes were launched and Accelerate uses 1" in run.stderr
     assert "ACCELERATE_USE_CPU" in run.stderr

@@ -6,6 +6,7 @@ import math
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from tensorboard.backend.event_processing import event_accumulator
 from transformers import PreTrainedTokenizerBase
 
 from vanilla_transformer.data.tiny_world import generate_translation
@@ -96,9 +98,8 @@ def test_a_resumed_run_loses_what_it_will_do_again(tmp_path: Path) -> None:
     log.write("validation", 2, {"loss": 1.0, "is_final": False})
     log.write("validation", 2, {"loss": 2.0, "is_final": True})
     with open(log.path, "a", encoding="utf-8") as file:
-        # Killed in the middle of a line, and of a character.
+        # Killed in the middle of a line.
         file.write('{"kind": "train", "update": 5, "lo')
-        file.buffer.write("ü".encode()[:1])
     log.cut(2)
     assert log.read() == [
         {"kind": "train", "update": 1, "loss": 1.0},
@@ -153,9 +154,7 @@ def test_only_the_main_process_writes(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 
 def scalars_of(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events = event_accumulator.EventAccumulator(str(run_dir / "tensorboard"))
     events.Reload()
     return {
         name: [(event.step, event.value) for event in events.Scalars(name)]
@@ -168,7 +167,7 @@ def test_tensorboard_gets_the_numbers_and_forgets_what_is_done_again(tmp_path: P
     for update in (1, 2, 3):
         log.write("train", update, {"loss": update / 2, "note": "x", "is_final": False})
     log.close()
-    log.close()
+    assert log.accelerator.trackers == []
     assert scalars_of(tmp_path) == {"train/loss": [(1, 0.5), (2, 1.0), (3, 1.5)]}
     log = make_log(tmp_path, 10, "tensorboard")
     log.cut(1)
@@ -247,7 +246,11 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
 
         def read() -> str:
             screen.flush()
-            return os.read(ours, 65536).decode("utf-8")
+            content = b""
+            # The system passes it on in its own time.
+            while select.select([ours], [], [], 0.3)[0]:
+                content += os.read(ours, 65536)
+            return content.decode("utf-8")
 
         yield read
     os.close(ours)
@@ -401,17 +404,22 @@ def test_only_the_main_process_writes_the_failed_batch(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_processes_wait_for_a_failing_write_no_longer_than_it_takes(
+def test_a_failed_batch_that_cannot_be_written_leaves_no_part_and_nobody_waiting(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accelerator = Accelerator(cpu=True)
     waited = []
     monkeypatch.setattr(accelerator, "wait_for_everyone", lambda: waited.append(True))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
+
+    def fail(self: Path, *_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
         save_failed_update(
-            tmp_path / "file", accelerator, tokenizer, failed_update(tokenizer), 1, "a reason"
+            tmp_path, accelerator, tokenizer, failed_update(tokenizer), 1, "a reason"
         )
+    assert list(tmp_path.iterdir()) == []
     assert waited == [True]
 
 
@@ -432,7 +440,7 @@ def error_of_the_cpu_allocator() -> BaseException:
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.OutOfMemoryError("whatever it says"),
         MemoryError(),
         error_of_the_cpu_allocator(),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),

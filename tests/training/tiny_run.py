@@ -127,7 +127,7 @@ class Witness:
         if not model.training:
             return
         job = self.job
-        self.losses.append(float(output.loss))
+        self.losses.append(float(output.loss.detach()))
         if len(self.losses) != job.at or (job.on is not None and self.rank not in job.on):
             return
         if job.what == "raise":

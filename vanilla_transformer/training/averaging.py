@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .checkpointing import (
     MANIFEST,
@@ -22,6 +22,7 @@ from .checkpointing import (
     WEIGHTS,
     WEIGHTS_INDEX,
     atomic_directory,
+    export_model,
     verify_checkpoint,
 )
 
@@ -38,11 +39,11 @@ def average_checkpoints(
     With `decay` newer models weigh more: of n, oldest first, the i-th (from 1) weighs
     decay^(n - i), divided by the sum of all weights. The mean is taken in float64, one tensor at a
     time, and cast back. Tensors that are not floating point must agree. Configuration, generation
-    configuration, tokenizer and code are copied from the newest model.
+    configuration, tokenizer and code are copied from the newest model. Checkpoints of a sharded
+    model are exported first, beside `output`, and need the room for it.
 
     Args:
-        paths: model directories, as `save_pretrained` or `save_checkpoint` write them, in one file
-            or in shards; oldest first.
+        paths: directories that `save_pretrained` or `save_checkpoint` has written, oldest first.
         decay: what a model's weight is multiplied by for each one newer; None weighs all alike.
         output: directory to write; it becomes loadable with `from_pretrained`.
         overwrite: replace `output`, and all that is in it, if it exists.
@@ -68,7 +69,13 @@ def average_checkpoints(
         if (directory / MANIFEST).exists():
             verify_checkpoint(directory)
     _check_same_architecture(directories)
-    with atomic_directory(output) as temporary:
+    with atomic_directory(output) as temporary, TemporaryDirectory(dir=temporary) as exported:
+        directories = [
+            export_model(directory, Path(exported) / str(number))
+            if _is_sharded_checkpoint(directory)
+            else directory
+            for number, directory in enumerate(directories)
+        ]
         _copy_all_but_weights(directories[-1], temporary)
         tensors = _mean_tensors(directories, _relative_weights(len(directories), decay))
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
@@ -140,7 +147,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Goes on with the averages in `state`, whole or sharded in whatever way.
+        """Goes on with the averages in `state`, sharded as the model is.
 
         Raises:
             ValueError: They are those of another model.
@@ -157,16 +164,7 @@ class ExponentialMovingAverage:
                     f"the saved average of {name} is {tuple(saved.shape)}, the parameter is "
                     f"{tuple(average.shape)}; resume with the same model"
                 )
-            average.copy_(_placed_like(saved, average))
-
-
-def _placed_like(saved: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    if isinstance(saved, DTensor):
-        saved = saved.full_tensor()
-    if isinstance(tensor, DTensor):
-        whole = saved.to(tensor.device)
-        return distribute_tensor(whole, tensor.device_mesh, tensor.placements)
-    return saved
+            average.copy_(saved)
 
 
 def _check_decay(decay: float) -> None:
@@ -258,6 +256,11 @@ def _check_same_architecture(directories: list[Path]) -> None:
                     f"{key} is {config.get(key)!r} in {directory} but {configs[0].get(key)!r} in "
                     f"{directories[0]}; average checkpoints of one run"
                 )
+
+
+def _is_sharded_checkpoint(directory: Path) -> bool:
+    has_weights = (directory / WEIGHTS).is_file() or (directory / WEIGHTS_INDEX).is_file()
+    return not has_weights and (directory / TRAINING_STATE).is_file()
 
 
 def _copy_all_but_weights(source: Path, target: Path) -> None:

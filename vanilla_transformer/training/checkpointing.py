@@ -359,22 +359,24 @@ def latest_checkpoint(run_dir: str | os.PathLike[str]) -> Path | None:
 def rotate_checkpoints(run_dir: str | os.PathLike[str], keep: int) -> list[Path]:
     """Deletes all but the newest `keep` checkpoints, and returns the deleted ones.
 
-    If none of those verifies, the newest older one that does is kept as well.
+    If none of those verifies, the newest older one that does is kept as well. One process calls it,
+    while none is writing.
 
     Raises: ValueError if `keep` < 1.
     """
     if keep < 1:
         raise ValueError(f"keep ({keep}) must be 1 or more; training could not be resumed")
-    checkpoints = find_checkpoints(run_dir)
-    surplus = checkpoints[:-keep]
+    # What a killed process left behind.
+    for leftover in Path(run_dir).glob("checkpoints/.tmp-*"):
+        shutil.rmtree(leftover)
+    surplus = find_checkpoints(run_dir)[:-keep]
     if not surplus:
         return []
     last_good = latest_checkpoint(run_dir)
     deleted = [directory for directory in surplus if directory != last_good]
     for directory in deleted:
         # Renamed first: a deletion cut short must not leave half a checkpoint by that name.
-        doomed = directory.with_name(f".old-{directory.name}")
-        directory.rename(doomed)
+        doomed = directory.rename(_aside(directory))
         shutil.rmtree(doomed)
     return deleted
 

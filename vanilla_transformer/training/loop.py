@@ -35,6 +35,7 @@ from .checkpointing import (
 )
 from .optimization import build_optimizer, build_scheduler
 from .settings import TrainingSettings
+from .sharding import shard_model
 from .updates import Update, UpdateStream
 from .validation import Validation, validate_model, whole_model
 from .watching import (
@@ -157,11 +158,13 @@ def train(
         decoding=decoding,
         bleu=bleu,
     )
+    shard_model(accelerator, model)
     optimizer = build_optimizer(model)
     scheduler = build_scheduler(
         optimizer, model.config.d_model, settings.warmup, settings.learning_rate_factor
     )
-    run.adopt(*accelerator.prepare(model.train(), optimizer), scheduler)
+    prepared, optimizer = accelerator.prepare(model.train(), optimizer)
+    run.adopt(prepared, optimizer, scheduler)
     with contextlib.closing(run.log), Interruption() as run.interruption:
         run.begin(resume)
         # A run resumed at its end has nothing left but to average and to validate.
@@ -215,6 +218,11 @@ class Run:
         if settings.activation_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         if settings.compile:
+            if accelerator.is_fsdp2:
+                raise ValueError(
+                    "compile and FSDP2 do not go together here: a sharded model gathers its "
+                    "weights between the layers, where a graph would break; turn one of them off"
+                )
             # In place: the parameters keep their names. One graph for batches of every shape.
             model.compile(dynamic=True)
         self.average: ExponentialMovingAverage | None = None
@@ -302,9 +310,10 @@ class Run:
         share = torch.cat((loss.reshape(1), loss.new_tensor(votes)))
         self.loss, is_interrupted, is_late = self.accelerator.reduce(share, "sum").tolist()
         self.must_stop, self.is_late = is_interrupted > 0, is_late > 0
-        norm = gradient_norm
-        self.gradient_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        self.learning_rate = self.scheduler.get_last_lr()[0]
+        if isinstance(gradient_norm, DTensor):
+            gradient_norm = gradient_norm.full_tensor()
+        self.gradient_norm = float(gradient_norm)
+        self.learning_rate = float(self.scheduler.get_last_lr()[0])
         # Overflow under fp16 is the scaler's business.
         is_scaled = self.accelerator.scaler is not None
         reason = self.monitor.check(
@@ -616,6 +625,11 @@ def check_launch(accelerator: Accelerator) -> None:
     Raises:
         ValueError: Accelerate did not start what the environment asks for.
     """
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            "precision (fp16) needs a GPU: on a processor Accelerate computes in float32 and does "
+            "not say so; set precision to bf16 or no"
+        )
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != launched:
         raise ValueError(

@@ -70,9 +70,9 @@ def whole_model(accelerator: Accelerator, model: nn.Module) -> Iterator[PreTrain
 
 def _gathered_copy(model: Any) -> PreTrainedModel:
     # `fully_shard` makes a subclass of both.
-    cls = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    cls: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
     with torch.device("meta"):
-        copy = cls(model.config)
+        copy: PreTrainedModel = cls(model.config)
     tensors = {
         name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         for name, tensor in model.state_dict().items()

@@ -86,7 +86,7 @@ class RunLog:
         if not self.path.exists():
             return []
         entries: list[dict[str, Any]] = []
-        lines = self.path.read_text("utf-8", errors="replace").splitlines()
+        lines = self.path.read_text("utf-8").splitlines()
         for number, line in enumerate(lines, start=1):
             try:
                 entries.append(json.loads(line))
