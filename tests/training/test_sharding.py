@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint import filesystem
@@ -29,10 +30,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from tests.training.tiny_run import DECODING, SETTINGS, make_model, make_world, read_log
 from vanilla_transformer import (
     VanillaTransformerConfig,
     VanillaTransformerForConditionalGeneration,
 )
+from vanilla_transformer.training import loop
 from vanilla_transformer.training.checkpointing import (
     LoadedState,
     export_model,
@@ -148,6 +151,8 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 def start(accelerator: Accelerator, kind: str, seed: int = 1, **config: Any) -> Run:
     """A run of a `kind`: "prepared" by Accelerate as its settings are, "bare", or "by hand"."""
+    # Accelerate's clipping of sharded gradients knows one model at a time.
+    accelerator.free_memory()
     torch.manual_seed(seed)
     architecture = VanillaTransformerConfig(**{**CONFIG.to_dict(), **config})
     model: Any = VanillaTransformerForConditionalGeneration(architecture).train()
@@ -193,6 +198,9 @@ def train_and_resume(folder: Path, accelerator: Accelerator) -> dict[str, Any]:
         run = start(accelerator, "prepared", **tying)
         assert isinstance(run.model, FSDPModule)
         losses = [run.update() for _ in range(2)]
+        # After a forward pass without a backward one the outermost weights lie there gathered.
+        with torch.no_grad():
+            run.model(input_ids=torch.tensor([[5]]), labels=torch.tensor([[5]]))
         path = run.save(folder / "sharded" / name)
         losses += [run.update() for _ in range(2)]
         found["losses"][name] = losses
@@ -201,7 +209,7 @@ def train_and_resume(folder: Path, accelerator: Accelerator) -> dict[str, Any]:
         assert resumed.load(path).saved_processes == 2
         assert [resumed.update() for _ in range(2)] == losses[2:]
         assert_same_state(run.state(), resumed.state())
-    # Of ten layers' and the rest's bytes each process has written about half.
+    # Each process has written its half.
     sizes = [file.stat().st_size for file in sorted(path.glob("shard-*.safetensors"))]
     assert len(sizes) == 2
     assert max(sizes) < 1.1 * min(sizes)
@@ -246,6 +254,28 @@ def change_kind(folder: Path, accelerator: Accelerator, found: dict[str, Any]) -
     found["one to two"] = [sharded.update() for _ in range(2)]
 
 
+def train_with_the_loop(folder: Path, accelerator: Accelerator, parts: tuple[int, ...]) -> None:
+    """A whole run, from the first update to the averaged model, broken off after each part."""
+    accelerator.free_memory()
+    tokenizer, pairs, validation = make_world()
+    for updates in parts:
+        settings = dataclasses.replace(
+            SETTINGS, updates=updates, checkpoint_every=2, validate_every=2, ema_decay=0.5
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "build_accelerator", lambda _: accelerator)
+            loop.train(
+                make_model(dropout=0.0),
+                tokenizer,
+                pairs,
+                validation,
+                folder,
+                settings,
+                decoding=DECODING,
+                resume=updates != parts[0],
+            )
+
+
 def fail(folder: Path, accelerator: Accelerator) -> list[str]:
     """What is wrong on one process is raised on both, and leaves nothing behind."""
     run = start(accelerator, "prepared")
@@ -283,11 +313,18 @@ def fail(folder: Path, accelerator: Accelerator) -> list[str]:
 
 
 def main(folder: Path) -> None:
-    accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
+    accelerator = Accelerator(
+        cpu=True,
+        step_scheduler_with_optimizer=False,
+        # One that waits for the other in vain gives up.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=60))],
+    )
     assert accelerator.num_processes == 2
     choose(accelerator, DistributedType.FSDP)
     found = train_and_resume(folder, accelerator)
     resume_with_dropout(folder, accelerator)
+    train_with_the_loop(folder / "straight", accelerator, (4,))
+    train_with_the_loop(folder / "resumed", accelerator, (2, 4))
     change_kind(folder, accelerator, found)
     found["messages"] = fail(folder, accelerator)
     (folder / f"found-{accelerator.process_index}.json").write_text(json.dumps(found))
@@ -404,6 +441,28 @@ def test_the_model_of_a_sharded_checkpoint_is_exported_whole(
     with torch.no_grad():
         logits = model(input_ids=ids, decoder_input_ids=ids).logits
         assert torch.equal(loaded.eval()(input_ids=ids, decoder_input_ids=ids).logits, logits)
+
+
+def test_the_loop_trains_averages_and_resumes_in_shards(
+    pair: Pair, alone: Accelerator, tmp_path: Path
+) -> None:
+    train_with_the_loop(tmp_path, alone, (4,))
+    expected = [row for row in read_log(tmp_path) if row["kind"] == "train"]
+    for name in ("straight", "resumed"):
+        log = [row for row in read_log(pair.folder / name) if row["kind"] == "train"]
+        for row, same in zip(log, expected, strict=True):
+            assert row["loss"] == pytest.approx(same["loss"], rel=1e-5), name
+            assert row["gradient_norm"] == pytest.approx(same["gradient_norm"], rel=1e-5), name
+    for folder in ("model", "best", "ema"):
+        path = f"{folder}/model.safetensors"
+        found = load_file(pair.folder / "straight" / path)
+        whole = load_file(tmp_path / path)
+        assert found.keys() == whole.keys()
+        for name, tensor in whole.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=path)
+    for path in sorted((pair.folder / "straight").rglob("*.safetensors")):
+        again = pair.folder / "resumed" / path.relative_to(pair.folder / "straight")
+        assert again.read_bytes() == path.read_bytes(), path
 
 
 def test_a_failure_of_one_process_is_told_by_both(pair: Pair) -> None:

@@ -35,6 +35,7 @@ from .checkpointing import atomic_directory
 from .loop import Run, TrainingResult, check_launch, check_run_directory
 from .optimization import build_optimizer, build_scheduler
 from .settings import TrainingSettings
+from .sharding import shard_model
 from .updates import Update, UpdateStream
 from .watching import Interruption
 
@@ -72,6 +73,7 @@ def train_with_trainer(
         bleu=bleu,
     )
     trainer.add_callback(RunCallback(trainer, resume))
+    shard_model(accelerator, model)
     with contextlib.closing(run.log), Interruption() as run.interruption:
         with contextlib.suppress(_NothingLeft):
             trainer.train()

@@ -20,6 +20,7 @@ from accelerate.tracking import (
 from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from ..atomic_file import atomic_file
 from .settings import TrainingSettings
@@ -51,6 +52,9 @@ class RunLog:
         self.accelerator, self.settings = accelerator, settings
         _start_trackers(run_dir, accelerator, settings.trackers)
         is_main = accelerator.is_main_process
+        # Each checkpoint would leave a bar of its own on the screen.
+        self._has_bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
         self._bar = tqdm(
             total=settings.updates,
             # `None`: only on a terminal.
@@ -164,6 +168,8 @@ class RunLog:
     def close(self) -> None:
         """Leaves the screen to others and ends the trackers."""
         self._bar.close()
+        if self._has_bars:
+            transformers_logging.enable_progress_bar()
         # Not `accelerator.end_training`, which also ends all talk between the processes.
         while self.accelerator.trackers:
             self.accelerator.trackers.pop().finish()
