@@ -711,6 +711,9 @@ while not survived:
         os._exit(0)
     _, status = os.waitpid(child, 0)
     survived = status == 0
+    # Whatever bears the name of a checkpoint is a whole one.
+    for path in find_checkpoints(run_dir):
+        verify_checkpoint(path)
     latest = latest_checkpoint(run_dir)
     state = run.load(latest)
     # The newest whole one is the old or the new, and what is in it belongs together.

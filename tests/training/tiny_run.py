@@ -21,7 +21,7 @@ from typing import Any
 
 import datasets
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerBase, set_seed
 
@@ -206,6 +206,8 @@ def main(jobs: list[dict[str, Any]]) -> None:
                 raise
         finally:
             path.write_text(json.dumps(report), "utf-8")
+    # Threads of a process group that is left open may end a finished process in disorder.
+    PartialState().destroy_process_group()
 
 
 # ------------------------------------------------------------------------------ what is left of it

@@ -200,7 +200,6 @@ class Run:
         self.accelerator, self.tokenizer = accelerator, tokenizer
         self.run_dir, self.settings = run_dir, settings
         self.decoding, self.bleu = decoding, bleu or {}
-        self.log = RunLog(run_dir, accelerator, settings)
         # Every process draws dropout of its own.
         set_seed(settings.seed, device_specific=True)
         self.validation_text = validation_text
@@ -237,6 +236,8 @@ class Run:
         self.tokens_trained, self.seconds_training = 0, 0.0
         self.started = time.monotonic()
         self.clock = self.started
+        # Last: what can be wrong with data and settings has been found by now.
+        self.log = RunLog(run_dir, accelerator, settings)
 
     def adopt(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler
