@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from functorch.compile import make_boxed_func
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch._aot_autograd.utils import make_boxed_func
 
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
 from vanilla_transformer import modeling_vanilla_transformer as modeling
@@ -115,6 +116,15 @@ def counting_backend() -> tuple[Callable[..., Any], Counter[str]]:
     return aot_autograd(fw_compiler=count("forward"), bw_compiler=count("backward")), graphs
 
 
+@pytest.fixture
+def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Its state is one for a process, precision included."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 # ----------------------------------------------------------------------------------- the model
 
 
@@ -184,6 +194,7 @@ def test_compiled_dropout_is_dropout() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_recomputed_activations_drop_the_same_elements(backend: str) -> None:
     """Compiled with activation checkpointing: gradients of the very masks of the forward pass."""
@@ -200,11 +211,9 @@ def test_recomputed_activations_drop_the_same_elements(backend: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_compiled_in_place_may_be_prepared_for_bf16(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_model_compiled_in_place_may_be_prepared_for_bf16() -> None:
     """As the loop does it: checkpointing, `compile`, then Accelerate's autocast around it all."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     eager, model = build(), build()
     model.activation_checkpointing_enable({"use_reentrant": False})
     backend, graphs = counting_backend()

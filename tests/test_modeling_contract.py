@@ -998,37 +998,44 @@ from vanilla_transformer import VanillaTransformerForConditionalGeneration as Mo
 
 ids = torch.tensor([[7, 5, 9, 2], [6, 8, 2, 0]])
 inputs = {"input_ids": ids, "labels": ids.masked_fill(ids == 0, -100)}
-whole = Model.from_pretrained(sys.argv[1])
-split = Model.from_pretrained(sys.argv[1], tp_plan="auto")
-layer = split.model.decoder.layers[0]
-assert layer.fc1.weight.to_local().shape[0] == whole.config.d_ff // 2
-assert layer.cross_attn.o_proj.weight.to_local().shape[1] == 16
-torch.testing.assert_close(split(**inputs).logits, whole(**inputs).logits, rtol=1e-5, atol=1e-5)
-for model in (whole, split):
-    model.train()(**inputs).loss.backward()
-expected = dict(whole.named_parameters())
-for name, parameter in split.named_parameters():
-    gradient = parameter.grad
-    if hasattr(gradient, "full_tensor"):
-        gradient = gradient.full_tensor()
-    torch.testing.assert_close(gradient, expected[name].grad, rtol=1e-4, atol=1e-5)
-print("alike")
+for path in sys.argv[1:]:
+    whole = Model.from_pretrained(path)
+    split = Model.from_pretrained(path, tp_plan="auto")
+    layer = split.model.decoder.layers[0]
+    assert layer.fc1.weight.to_local().shape[0] == whole.config.d_ff // 2
+    assert layer.cross_attn.o_proj.weight.to_local().shape[1] == 16
+    torch.testing.assert_close(split(**inputs).logits, whole(**inputs).logits, rtol=1e-5, atol=1e-5)
+    for model in (whole, split):
+        model.train()(**inputs).loss.backward()
+    expected = dict(whole.named_parameters())
+    for name, parameter in split.named_parameters():
+        gradient = parameter.grad
+        if hasattr(gradient, "full_tensor"):
+            gradient = gradient.full_tensor()
+        torch.testing.assert_close(gradient, expected[name].grad, rtol=1e-4, atol=1e-5)
+    print("alike")
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("tying", TYINGS)
-def test_two_processes_compute_what_one_does(tying: str, tmp_path: Path, repository: Path) -> None:
-    """Tensor parallelism for real: logits, and gradients of the training loss."""
-    build(VanillaTransformerForConditionalGeneration, **TYINGS[tying]).save_pretrained(tmp_path)
+@pytest.mark.timeout(120)
+def test_two_processes_compute_what_one_does(tmp_path: Path, repository: Path) -> None:
+    """Tensor parallelism for real: logits, and gradients of the training loss, however tied."""
+    models = [tmp_path / tying for tying in TYINGS]
+    for path in models:
+        build(VanillaTransformerForConditionalGeneration, **TYINGS[path.name]).save_pretrained(path)
     script = tmp_path / "run.py"
     script.write_text(PARALLEL_RUN)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(script), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    command += ["--nproc-per-node", "2", str(script), *map(str, models)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(repository),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("alike") == 2
+    assert run.stdout.count("alike") == 2 * len(models)
     assert "match nothing" not in run.stderr
 
 

@@ -136,6 +136,8 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node 8 -m vanilla_transformer train RECIPE
     """
+    from accelerate import PartialState
+
     from .inspection.curves import plot_training
     from .recipes import RECIPES, changed, estimate, execute, find_recipe, read_recipe
 
@@ -186,6 +188,8 @@ def train(
             print_estimate(chosen, costs, corpus)
         return
     results = execute(chosen, output, tokenizer=tokenizer, num_proc=num_proc, resume=resume)
+    # The processes part here: left to the interpreter's end, a group may abort in it.
+    PartialState().destroy_process_group()
     if not is_main_process():
         return
     plot_training(output / "training_log.jsonl", output / "training.png")

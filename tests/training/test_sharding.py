@@ -237,6 +237,20 @@ def resume_with_dropout(folder: Path, accelerator: Accelerator) -> None:
         assert_same_state(run.state(), resumed.state())
 
 
+def train_in_bfloat16(accelerator: Accelerator, found: dict[str, Any]) -> None:
+    """Weights travel and multiply in 16 bits; the loss, gradients added up and weights have 32."""
+    accelerator.state.fsdp_plugin.set_mixed_precision("bf16")
+    run = start(accelerator, "prepared")
+    for expected in found["losses"]["all tied"]:
+        updated = run.update()
+        assert updated == pytest.approx(expected, rel=0.01)
+        assert updated != pytest.approx(expected, rel=1e-5)
+        loss = torch.tensor(updated[0])
+        assert loss != loss.bfloat16()
+    assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float32}
+    choose(accelerator, DistributedType.FSDP)
+
+
 def change_kind(folder: Path, accelerator: Accelerator, found: dict[str, Any]) -> None:
     """From whole to sharded, and back; the losses go on as those of the run that was saved."""
     expected = found["losses"]["all tied"]
@@ -327,6 +341,7 @@ def main(folder: Path) -> None:
     choose(accelerator, DistributedType.FSDP)
     found = train_and_resume(folder, accelerator)
     resume_with_dropout(folder, accelerator)
+    train_in_bfloat16(accelerator, found)
     train_with_the_loop(folder / "straight", accelerator, (4,))
     train_with_the_loop(folder / "resumed", accelerator, (2, 4))
     change_kind(folder, accelerator, found)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
+import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 if TYPE_CHECKING:
@@ -25,7 +27,12 @@ def shard_model(accelerator: Accelerator, model: PreTrainedModel) -> None:
     options = {
         "reshard_after_forward": plugin.reshard_after_forward,
         "offload_policy": plugin.cpu_offload,
-        "mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+        # Accelerate's would round to 16 bits what is logged as the loss, and add gradients up so.
+        "mp_policy": dataclasses.replace(
+            plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+            reduce_dtype=torch.float32,
+            output_dtype=None,
+        ),
     }
     layers = set(model._no_split_modules or ())
     for module in model.modules():
