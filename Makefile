@@ -41,9 +41,10 @@ format: $(INSTALLED)  ## Rewrite the code in the project's format.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# One thread a process: with more, the processes fight for the cores and all lose.
+# One thread a process: with more, the processes fight for the cores and all lose. A file stays with
+# one worker: several start programs of their own, which all their tests look at.
 test: $(INSTALLED)  ## The fast tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(INSTALLED)  ## The slow tests: minutes each, and those of real data.
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import datasets
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
@@ -589,6 +590,14 @@ def test_precision_that_the_machine_has_not_is_refused(world: World, tmp_path: P
         pytest.skip("this machine can train in fp16")
     with pytest.raises(ValueError, match="fp16"):
         run_training(world, tmp_path / "run", dataclasses.replace(SETTINGS, precision="fp16"))
+
+
+def test_compiling_a_sharded_model_is_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "is_fsdp2", property(lambda _: True))
+    with pytest.raises(ValueError, match="compile and FSDP2"):
+        run_training(world, tmp_path / "run", dataclasses.replace(SETTINGS, compile=True))
 
 
 def test_samples_are_shown_with_each_validation(
