@@ -409,7 +409,7 @@ def test_one_trainer_update_does_not_depend_on_the_accumulation(
 def test_compiled_training_loss_and_gradients_agree(
     head: type[VanillaTransformerPreTrainedModel],
 ) -> None:
-    """Under `torch.compile` the ignored rows stay: the other path through the loss."""
+    """Under `torch.compile` the loss is one operation, which the compiler does not look into."""
     model, inputs = build(head).train(), batch()
     loss = model(**inputs).loss
     loss.backward()

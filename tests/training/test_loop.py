@@ -592,6 +592,21 @@ def test_precision_that_the_machine_has_not_is_refused(world: World, tmp_path: P
         run_training(world, tmp_path / "run", dataclasses.replace(SETTINGS, precision="fp16"))
 
 
+@pytest.mark.slow
+def test_a_compiled_run_is_the_plain_one(world: World, tmp_path: Path) -> None:
+    # No dropout: a compiled graph draws other masks.
+    settings = dataclasses.replace(SETTINGS, log_every=1, accumulation_steps=2)
+    run_training(world, tmp_path / "plain", settings, model=fresh_model(world, dropout=0.0))
+    compiled = dataclasses.replace(settings, compile=True, activation_checkpointing=True)
+    run_training(world, tmp_path / "compiled", compiled, model=fresh_model(world, dropout=0.0))
+    expected, found = read_log(tmp_path / "plain"), read_log(tmp_path / "compiled")
+    assert len(found) == len(expected)
+    for row, same in zip(found, expected, strict=True):
+        assert row["loss"] == pytest.approx(same["loss"], rel=1e-5)
+    saved = load_file(tmp_path / "compiled" / "model" / "model.safetensors")
+    assert saved.keys() == load_file(tmp_path / "plain" / "model" / "model.safetensors").keys()
+
+
 def test_compiling_a_sharded_model_is_refused(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
