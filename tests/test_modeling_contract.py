@@ -21,7 +21,9 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     DynamicCache,
     EncoderDecoderCache,
     StaticCache,
@@ -37,6 +39,8 @@ from vanilla_transformer import (
     VanillaTransformerForCausalLM,
     VanillaTransformerForConditionalGeneration,
     VanillaTransformerForMaskedLM,
+    VanillaTransformerForQuestionAnswering,
+    VanillaTransformerForSequenceClassification,
     VanillaTransformerModel,
     VanillaTransformerPreTrainedModel,
 )
@@ -54,8 +58,12 @@ CLASSES = [
     VanillaTransformerForConditionalGeneration,
     VanillaTransformerForMaskedLM,
     VanillaTransformerForCausalLM,
+    VanillaTransformerForQuestionAnswering,
+    VanillaTransformerForSequenceClassification,
 ]
-HEADS = CLASSES[-3:]
+HEADS = CLASSES[-5:]
+# Linear layers that no plan splits: what they write is small, or tied to the embedding.
+OUTPUT_LAYERS = {"lm_head", "qa_outputs", "no_answer_outputs", "classifier"}
 # One matrix for all, the decoder's two, none; and the last two with a vocabulary for each side.
 TYINGS: dict[str, dict[str, Any]] = {
     "all": {},
@@ -122,14 +130,36 @@ def inputs_for(model: VanillaTransformerPreTrainedModel) -> dict[str, torch.Tens
         model, (VanillaTransformerModel, VanillaTransformerForConditionalGeneration)
     ):
         inputs["decoder_input_ids"] = torch.randint(5, 23, (2, 4), generator=generator)
+    if isinstance(model, VanillaTransformerForQuestionAnswering):
+        # Two tokens of question, two of context.
+        inputs["input_ids"][:, [2, 5]] = 2
     return inputs
+
+
+def labels_for(model: VanillaTransformerPreTrainedModel) -> dict[str, torch.Tensor]:
+    """What each head learns, for `inputs_for`."""
+    if isinstance(model, VanillaTransformerForQuestionAnswering):
+        return {"start_positions": torch.tensor([3, 4]), "end_positions": torch.tensor([3, 4])}
+    if isinstance(model, VanillaTransformerForSequenceClassification):
+        return {"labels": torch.tensor([1, 0])}
+    return {"labels": tokens(2, 6, high=18)}
+
+
+def logits_of(outputs: Any) -> torch.Tensor:
+    """The logits; of question answering those of the context."""
+    if "start_logits" in outputs:
+        return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)[:, 3:5]
+    found: torch.Tensor = outputs.logits
+    return found
 
 
 @torch.no_grad()
 def result(model: VanillaTransformerPreTrainedModel) -> torch.Tensor:
     """Logits, or the last hidden state where there is no head."""
     outputs = model(**inputs_for(model))
-    found: torch.Tensor = outputs.logits if "logits" in outputs else outputs.last_hidden_state
+    if "last_hidden_state" not in outputs:
+        return logits_of(outputs)
+    found: torch.Tensor = outputs.last_hidden_state
     return found
 
 
@@ -340,6 +370,8 @@ def test_the_pad_row_of_a_checkpoint_is_kept(tmp_path: Path) -> None:
         (AutoModelForSeq2SeqLM, VanillaTransformerForConditionalGeneration),
         (AutoModelForMaskedLM, VanillaTransformerForMaskedLM),
         (AutoModelForCausalLM, VanillaTransformerForCausalLM),
+        (AutoModelForQuestionAnswering, VanillaTransformerForQuestionAnswering),
+        (AutoModelForSequenceClassification, VanillaTransformerForSequenceClassification),
     ],
 )
 def test_auto_classes(auto: Any, cls: Builder, tmp_path: Path) -> None:
@@ -420,7 +452,10 @@ def test_resizing_the_embeddings(cls: Builder, size: int, tying: str, tmp_path: 
             assert not is_vocabulary or keeps_target, name
     assert changed
     if isinstance(model, tuple(HEADS)):
-        inputs = {"input_ids": tokens(2, 5, high=18), "labels": tokens(2, 5, high=18)}
+        # Ids of the smaller vocabulary.
+        ids = {name: tensor.clamp_max(17) for name, tensor in inputs_for(model).items()}
+        inputs = {**ids, **labels_for(model)}
+        inputs.pop("decoder_input_ids", None)
         assert model.train()(**inputs).loss.isfinite()
         model.eval()
         assert model(**inputs).loss.isfinite()
@@ -543,7 +578,7 @@ def test_every_class_records(cls: Builder) -> None:
     assert len(outputs[prefix + "attentions"]) == depth
     as_tuple = model(**inputs_for(model), return_dict=False)
     assert isinstance(as_tuple, tuple)
-    assert torch.equal(as_tuple[0], result(model))
+    assert torch.equal(as_tuple[0], outputs[0])
 
 
 def test_the_config_can_ask_for_hidden_states() -> None:
@@ -980,7 +1015,7 @@ def test_the_tensor_parallel_plan_names_real_modules(cls: Builder) -> None:
     for name, module in model.named_modules():
         matching = [key for key, pattern in patterns.items() if pattern.fullmatch(name)]
         used.update(matching)
-        if isinstance(module, nn.Linear) and name != "lm_head":
+        if isinstance(module, nn.Linear) and name not in OUTPUT_LAYERS:
             assert len(matching) == 1, name
             ends_split = name.endswith(("o_proj", "fc2"))
             assert model.tp_plan[matching[0]] == ("rowwise" if ends_split else "colwise"), name
@@ -1067,12 +1102,12 @@ def test_compiles_as_one_graph(cls: Builder, implementation_name: str) -> None:
     inputs = inputs_for(model)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     inputs["attention_mask"][0, 4:] = 0
-    expected = model(**inputs).logits
+    expected = logits_of(model(**inputs))
     # Graphs of other tests count towards the limit of recompilations.
     torch.compiler.reset()
     # "aot_eager" traces all that the default backend does, without its C++ compiler.
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(**inputs).logits, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits_of(compiled(**inputs)), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -1106,10 +1141,20 @@ def test_a_step_with_a_static_cache_compiles_as_one_graph() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "cls",
+    [
+        VanillaTransformerForConditionalGeneration,
+        VanillaTransformerForQuestionAnswering,
+        VanillaTransformerForSequenceClassification,
+    ],
+)
 @torch.no_grad()
-def test_exports() -> None:
-    model = build(VanillaTransformerForConditionalGeneration)
-    inputs = {**inputs_for(model), "use_cache": False}
+def test_exports(cls: Builder) -> None:
+    model = build(cls)
+    inputs: dict[str, Any] = inputs_for(model)
+    if cls is VanillaTransformerForConditionalGeneration:
+        inputs["use_cache"] = False
     exported = torch.export.export(model, (), inputs, strict=False)
-    outputs = exported.module()(**inputs)
-    torch.testing.assert_close(outputs.logits, model(**inputs).logits, rtol=1e-5, atol=1e-5)
+    outputs = logits_of(exported.module()(**inputs))
+    torch.testing.assert_close(outputs, logits_of(model(**inputs)), rtol=1e-5, atol=1e-5)

@@ -12,7 +12,9 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     AutoModelForTextEncoding,
 )
 
@@ -26,6 +28,8 @@ EXPECTED = {
     AutoModelForSeq2SeqLM: "VanillaTransformerForConditionalGeneration",
     AutoModelForMaskedLM: "VanillaTransformerForMaskedLM",
     AutoModelForCausalLM: "VanillaTransformerForCausalLM",
+    AutoModelForQuestionAnswering: "VanillaTransformerForQuestionAnswering",
+    AutoModelForSequenceClassification: "VanillaTransformerForSequenceClassification",
     AutoModelForTextEncoding: "VanillaTransformerEncoderModel",
 }
 TINY = {

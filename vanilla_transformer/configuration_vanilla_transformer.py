@@ -110,6 +110,13 @@ class VanillaTransformerConfig(PreTrainedConfig):
             where the output layer is tied and there is one vocabulary.
         decoder_vocab_size: Size of a target vocabulary of its own (facebook/wmt19-en-ru).
         output_bias: Whether the output layer has a bias (`final_logits_bias` in Marian).
+        num_segments: Rows of a learned embedding of `token_type_ids`, added to the encoder's input.
+            The paper has none (0). With 2 the first text of a pair is told from the second; the
+            rows start at zero, so that a translation checkpoint starts as it was.
+        has_no_answer: Whether the question answering head may say that the context holds no
+            answer (SQuAD v2.0).
+        pooling: What the sequence classifier reads: `"mean"` or `"max"` over the real tokens of
+            the encoder, or `"decoder"`: the state of one decoder step that attends to them.
         pad_token_id, bos_token_id, eos_token_id: Ids in the vocabularies.
         decoder_start_token_id: What the decoder reads first. fairseq starts with `</s>`, Marian
             with a pad whose embedding is zero.
@@ -185,6 +192,9 @@ class VanillaTransformerConfig(PreTrainedConfig):
     share_embeddings: bool | None = None
     decoder_vocab_size: int | None = None
     output_bias: bool = False
+    num_segments: int = 0
+    has_no_answer: bool = False
+    pooling: Literal["mean", "max", "decoder"] = "mean"
     pad_token_id: int = 0
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
@@ -299,6 +309,11 @@ class VanillaTransformerConfig(PreTrainedConfig):
             )
         if self.position_offset < 0:
             raise ValueError(f"position_offset ({self.position_offset}) must be at least 0")
+        if self.num_segments < 0 or self.num_segments == 1:
+            raise ValueError(
+                f"num_segments ({self.num_segments}) must be 0, for none, or at least 2: one "
+                "segment tells nothing apart; try num_segments=2"
+            )
         for name in ("dropout", "label_smoothing"):
             value = getattr(self, name)
             if not 0 <= value < 1:

@@ -29,8 +29,11 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithPast,
     MaskedLMOutput,
+    QuestionAnsweringModelOutput,
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
+    Seq2SeqSequenceClassifierOutput,
+    SequenceClassifierOutput,
 )
 from transformers.modeling_utils import (
     ALL_ATTENTION_FUNCTIONS,
@@ -88,6 +91,37 @@ def position_ids_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
         `[B, L]`; padding gets a position too, which nothing attends to.
     """
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp_min(0)
+
+
+def count_separators(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    eos_token_id: int | list[int] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the texts of `A </s> B </s>` end, and so what belongs to A and what to B.
+
+    Args:
+        input_ids: `[B, L]`.
+        attention_mask: `[B, L]`, or None where every token counts. Padding separates nothing, even
+            where a model pads with `</s>`.
+        eos_token_id: `</s>`, one id or several.
+
+    Returns:
+        Which tokens are separators, `[B, L]`, and how many stand before each token, `[B, L]`.
+
+    Raises:
+        ValueError: The model has no `</s>`.
+    """
+    if eos_token_id is None:
+        raise ValueError(
+            "eos_token_id is None, so that nothing tells the first text from the second: set it "
+            "in the config, or pass token_type_ids (segments) or context_mask (question answering)"
+        )
+    ids = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
+    is_separator = torch.stack([input_ids == token_id for token_id in ids]).any(dim=0)
+    if attention_mask is not None and attention_mask.ndim == 2:
+        is_separator = is_separator & attention_mask.bool()
+    return is_separator, is_separator.long().cumsum(dim=-1) - is_separator.long()
 
 
 # ----------------------------------------------------------------------------------- attention
@@ -359,12 +393,15 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
         """Xavier-uniform projections (Tensor2Tensor), embeddings N(0, 1/d_model), zero biases.
 
         The embedding's variance is what makes the product with sqrt(d_model) (3.4) of unit size.
-        The pad's embedding is zero.
+        The pad's embedding is zero, and so are those of segments: a checkpoint that never knew
+        any computes with them what it did without.
         """
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, VanillaTransformerSegmentEmbedding):
+            init.zeros_(module.weight)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=self.config.d_model**-0.5)
             is_loaded = getattr(module.weight, "_is_hf_initialized", False)
@@ -466,6 +503,10 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
         return decoder.embed_tokens
 
 
+class VanillaTransformerSegmentEmbedding(nn.Embedding):
+    """What `token_type_ids` add; a class of its own, since it starts at zero (`_init_weights`)."""
+
+
 class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
     """What the encoder and the decoder share: embeddings in, layers, a final norm for pre-norm."""
 
@@ -481,12 +522,18 @@ class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
             self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
 
-    def embed(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    def embed(
+        self,
+        inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor,
+        segments: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Embeddings times sqrt(d_model) plus positions, then dropout (3.4, 3.5, 5.4).
 
         Args:
             inputs_embeds: `[B, L, d]`, rows of the embedding matrix or whatever stands for them.
             position_ids: `[B, L]` or `[1, L]`, from 0.
+            segments: `[B, L, d]`, embeddings of segments, which the paper does not have.
         """
         position_ids = position_ids + self.config.position_offset
         if self.config.position_encoding == "learned":
@@ -495,7 +542,8 @@ class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
             positions = sinusoidal_positions(
                 position_ids, self.config.d_model, self.config.position_encoding
             ).to(inputs_embeds.dtype)
-        return self.dropout(inputs_embeds * math.sqrt(self.config.d_model) + positions)
+        embedded = inputs_embeds * math.sqrt(self.config.d_model) + positions
+        return self.dropout(embedded if segments is None else embedded + segments)
 
     def embed_inputs(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, names: str
@@ -543,6 +591,10 @@ class VanillaTransformerEncoder(VanillaTransformerStack):
             VanillaTransformerEncoderLayer(config, i) for i in range(config.num_encoder_layers)
         ]
         super().__init__(config, config.vocab_size, nn.ModuleList(layers))
+        if config.num_segments:
+            self.embed_segments = VanillaTransformerSegmentEmbedding(
+                config.num_segments, config.d_model
+            )
         self.post_init()
 
     @capture_outputs
@@ -552,6 +604,7 @@ class VanillaTransformerEncoder(VanillaTransformerStack):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Encodes the source.
@@ -562,12 +615,16 @@ class VanillaTransformerEncoder(VanillaTransformerStack):
                 `pad_token_id` in `input_ids` is padding.
             inputs_embeds: `[B, S, d]` in place of `input_ids`; scaled by sqrt(d) like them.
             position_ids: `[B, S]`, from 0. Default: counted over the real tokens.
+            token_type_ids: `[B, S]`, the segment of each token, where the config has
+                `num_segments`; else they have no effect. Default: 0 up to and including the first
+                `</s>`, 1 after it.
 
         Returns:
             `last_hidden_state` `[B, S, d]`; `hidden_states` and `attentions` where asked for.
 
         Raises:
-            ValueError: Both or neither of `input_ids` and `inputs_embeds`.
+            ValueError: Both or neither of `input_ids` and `inputs_embeds`; segments that neither
+                come nor follow from `input_ids`.
         """
         if attention_mask is None and input_ids is not None:
             attention_mask = input_ids != self.config.pad_token_id
@@ -582,12 +639,33 @@ class VanillaTransformerEncoder(VanillaTransformerStack):
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
         )
-        hidden_states = self.embed(inputs_embeds, position_ids)
+        segments = None
+        if self.config.num_segments:
+            if token_type_ids is None:
+                token_type_ids = self.derive_segments(input_ids, attention_mask)
+            segments = self.embed_segments(token_type_ids)
+        hidden_states = self.embed(inputs_embeds, position_ids, segments)
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, **kwargs)
         if self.config.layer_norm_position == "pre":
             hidden_states = self.layer_norm(hidden_states)
         return BaseModelOutput(last_hidden_state=hidden_states)
+
+    def derive_segments(
+        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """0 up to and including the first `</s>`, 1 after it, `[B, S]`.
+
+        Raises:
+            ValueError: There are no ids to look at.
+        """
+        if input_ids is None:
+            raise ValueError(
+                f"num_segments ({self.config.num_segments}) needs token_type_ids together with "
+                "inputs_embeds: without input_ids nothing says where the second text begins"
+            )
+        _, before = count_separators(input_ids, attention_mask, self.config.eos_token_id)
+        return (before > 0).long()
 
 
 class VanillaTransformerDecoder(VanillaTransformerStack):
@@ -933,6 +1011,23 @@ def shift_right(
     return shifted, (seen > 0) | is_first
 
 
+def mean_over_items(
+    total: torch.Tensor, is_kept: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+) -> torch.Tensor:
+    """A summed loss divided by the items of the update or, unless given, of this batch.
+
+    Args:
+        total: A scalar, the sum over the labels that count.
+        is_kept: Which labels those are, of any shape.
+        num_items_in_batch: Of all micro-batches that make up one update.
+    """
+    if num_items_in_batch is None:
+        return total / is_kept.sum().clamp_min(1)
+    if isinstance(num_items_in_batch, torch.Tensor):
+        return total / num_items_in_batch.to(total.device).reshape(())
+    return total / num_items_in_batch
+
+
 # ---------------------------------------------------------------------------- model and its halves
 
 
@@ -993,12 +1088,14 @@ class VanillaTransformerModel(VanillaTransformerStacks):
         position_ids: torch.Tensor | None = None,
         decoder_position_ids: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        token_type_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqModelOutput:
         """Encodes the source, then decodes the target against it.
 
         Args:
-            input_ids, attention_mask, inputs_embeds, position_ids: See `VanillaTransformerEncoder`.
+            input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids: See
+                `VanillaTransformerEncoder`.
             decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds, decoder_position_ids,
                 past_key_values, use_cache: See `VanillaTransformerDecoder`.
             encoder_outputs: A former call's, in place of the source.
@@ -1019,6 +1116,7 @@ class VanillaTransformerModel(VanillaTransformerStacks):
                 attention_mask=attention_mask,
                 inputs_embeds=inputs_embeds,
                 position_ids=position_ids,
+                token_type_ids=token_type_ids,
                 **kwargs,
             )
         elif isinstance(encoder_outputs, tuple):
@@ -1064,6 +1162,7 @@ class VanillaTransformerEncoderModel(VanillaTransformerStacks):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """See `VanillaTransformerEncoder`."""
@@ -1072,6 +1171,7 @@ class VanillaTransformerEncoderModel(VanillaTransformerStacks):
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
+            token_type_ids=token_type_ids,
             **kwargs,
         )
 
@@ -1132,6 +1232,47 @@ def as_single_stack(config: VanillaTransformerConfig) -> VanillaTransformerConfi
     return config
 
 
+def as_encoder_decoder(config: VanillaTransformerConfig) -> VanillaTransformerConfig:
+    """`config` for both stacks, which one saved with a half is not; the caller's stays as it is."""
+    if config.is_encoder_decoder:
+        return config
+    config = copy.deepcopy(config)
+    config.is_encoder_decoder = True
+    return config
+
+
+# ------------------------------------------------------------------------------------- pooling
+
+
+def mask_padding(
+    input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, pad_token_id: int
+) -> torch.Tensor | None:
+    """`attention_mask`, or where the ids are no padding; None where nothing is known of either."""
+    if attention_mask is None and input_ids is not None:
+        return input_ids != pad_token_id
+    return attention_mask
+
+
+def is_real_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """`[B, S]` from a mask `[B, S]`; a mask of another shape, or none, says that all are real."""
+    if attention_mask is not None and attention_mask.ndim == 2:
+        return attention_mask.bool()
+    return torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+
+
+def mean_over_tokens(hidden_states: torch.Tensor, is_counted: torch.Tensor) -> torch.Tensor:
+    """Mean of the states `[B, S, d]` that are counted `[B, S]`: `[B, d]`, zero where none is."""
+    kept = hidden_states.masked_fill(~is_counted.unsqueeze(-1), 0.0)
+    return kept.sum(dim=1) / is_counted.sum(dim=-1, keepdim=True).clamp_min(1)
+
+
+def max_over_tokens(hidden_states: torch.Tensor, is_counted: torch.Tensor) -> torch.Tensor:
+    """Largest value in each dimension of the counted states: `[B, d]`, zero where none is."""
+    lowest = torch.finfo(hidden_states.dtype).min
+    largest = hidden_states.masked_fill(~is_counted.unsqueeze(-1), lowest).amax(dim=1)
+    return largest.masked_fill(~is_counted.any(dim=-1, keepdim=True), 0.0)
+
+
 # --------------------------------------------------------------------------------------- heads
 
 
@@ -1187,9 +1328,7 @@ class VanillaTransformerForConditionalGeneration(
     """
 
     def __init__(self, config: VanillaTransformerConfig):
-        if not config.is_encoder_decoder:
-            config = copy.deepcopy(config)
-            config.is_encoder_decoder = True
+        config = as_encoder_decoder(config)
         super().__init__(config)
         self.model = VanillaTransformerModel(config)
         self.lm_head = nn.Linear(config.d_model, config.target_vocab_size, bias=config.output_bias)
@@ -1219,6 +1358,7 @@ class VanillaTransformerForConditionalGeneration(
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        token_type_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """Scores target tokens, and with `labels` computes the loss.
@@ -1265,6 +1405,7 @@ class VanillaTransformerForConditionalGeneration(
             position_ids=position_ids,
             decoder_position_ids=decoder_position_ids,
             use_cache=use_cache if labels is None else False,
+            token_type_ids=token_type_ids,
             **kwargs,
         )
         loss, logits = self._loss_and_logits(
@@ -1475,6 +1616,7 @@ class VanillaTransformerForMaskedLM(VanillaTransformerPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        token_type_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """Scores the token of every position, and with `labels` computes the loss.
@@ -1494,6 +1636,7 @@ class VanillaTransformerForMaskedLM(VanillaTransformerPreTrainedModel):
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
+            token_type_ids=token_type_ids,
             **kwargs,
         )
         loss, logits = self._loss_and_logits(
@@ -1507,6 +1650,325 @@ class VanillaTransformerForMaskedLM(VanillaTransformerPreTrainedModel):
         )
 
 
+class VanillaTransformerForQuestionAnswering(VanillaTransformerPreTrainedModel):
+    """The encoder alone, pointing at an answer: where in the context it starts and where it ends.
+
+    It reads `question </s> context </s>`. Only tokens of the context can be chosen: the logits of
+    all others are the lowest number. With `has_no_answer` in the config, position 0, which is never
+    the context's, stands for "no answer" (Devlin et al. 2018, section 4.3). Its two logits are
+    computed from the mean state of the question and the separators, which have read the context
+    and are not candidates themselves; no single token serves, since the tokenizer puts none before
+    the question, and that of index 0 may be padding.
+    """
+
+    def __init__(self, config: VanillaTransformerConfig):
+        super().__init__(as_single_stack(config))
+        self.model = VanillaTransformerEncoderModel(self.config)
+        self.qa_outputs = nn.Linear(config.d_model, 2)
+        if config.has_no_answer:
+            self.no_answer_outputs = nn.Linear(config.d_model, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> QuestionAnsweringModelOutput:
+        """Scores every token as first and as last of the answer; with positions, also the loss.
+
+        Args:
+            context_mask: `[B, S]`, 1 for tokens that may be chosen. Default: the real tokens
+                between the first and the last `</s>` of `input_ids`.
+            start_positions, end_positions: `[B]`, indices of the answer's first and last token
+                (not the one after it); 0 and 0 for "no answer". An example of which either is -100
+                is left out.
+            num_items_in_batch: Examples of the whole update, for exact accumulation. transformers'
+                `Trainer` does not count them: it averages the means of the micro-batches, which is
+                the same where these are of one size.
+
+        The other arguments are those of `VanillaTransformerEncoder`.
+
+        Returns:
+            `start_logits` and `end_logits`, `[B, S]`, and `loss`, the mean over examples of the
+            mean of both cross-entropies. `label_smoothing` is the vocabulary's and plays no part.
+
+        Raises:
+            ValueError: Positions that cannot be chosen or in the wrong order, except in a compiled
+                graph, where a look at them would wait for the device: there the loss of such a
+                label is that of the lowest number, above 10^4 in any precision. One of the two
+                positions without the other. `inputs_embeds` without `context_mask`.
+        """
+        if (start_positions is None) != (end_positions is None):
+            missing = "start_positions" if start_positions is None else "end_positions"
+            raise ValueError(f"{missing} is missing: the loss needs both ends of the answer")
+        attention_mask = mask_padding(input_ids, attention_mask, self.config.pad_token_id)
+        outputs: BaseModelOutput = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        is_real = is_real_token(hidden_states, attention_mask)
+        if context_mask is None:
+            is_context = is_real & self.derive_context(input_ids, attention_mask)
+        else:
+            is_context = is_real & context_mask.bool()
+        logits = self.qa_outputs(hidden_states)
+        is_choice = is_context
+        if self.config.has_no_answer:
+            question = mean_over_tokens(hidden_states, is_real & ~is_context)
+            no_answer = self.no_answer_outputs(question).unsqueeze(1)
+            logits = torch.cat([no_answer, logits[:, 1:]], dim=1)
+            is_choice = F.pad(is_context[:, 1:], (1, 0), value=True)
+        lowest = torch.finfo(logits.dtype).min
+        logits = logits.masked_fill(~is_choice.unsqueeze(-1), lowest)
+        start_logits, end_logits = (part.contiguous() for part in logits.unbind(dim=-1))
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self._span_loss(
+                start_logits, end_logits, start_positions, end_positions, num_items_in_batch
+            )
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def derive_context(
+        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Tokens between the first and the last `</s>`, `[B, S]`.
+
+        Raises:
+            ValueError: There are no ids to look at.
+        """
+        if input_ids is None:
+            raise ValueError(
+                "question answering from inputs_embeds needs context_mask [B, S]: without "
+                "input_ids nothing says where the context is"
+            )
+        is_separator, before = count_separators(input_ids, attention_mask, self.config.eos_token_id)
+        after = is_separator.sum(dim=-1, keepdim=True) - before
+        return ~is_separator & (before > 0) & (after > 0)
+
+    def _span_loss(
+        self,
+        start_logits: torch.Tensor,
+        end_logits: torch.Tensor,
+        start_positions: torch.Tensor,
+        end_positions: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        start, end = (p.flatten().to(start_logits.device) for p in (start_positions, end_positions))
+        is_kept = (start != IGNORE_INDEX) & (end != IGNORE_INDEX)
+        if not torch.compiler.is_compiling():
+            self._check_spans(start_logits, start, end, is_kept)
+        start, end = (p.masked_fill(~is_kept, IGNORE_INDEX) for p in (start, end))
+        total = F.cross_entropy(start_logits.float(), start, reduction="sum")
+        total = total + F.cross_entropy(end_logits.float(), end, reduction="sum")
+        return mean_over_items(total / 2, is_kept, num_items_in_batch)
+
+    def _check_spans(
+        self,
+        start_logits: torch.Tensor,
+        start: torch.Tensor,
+        end: torch.Tensor,
+        is_kept: torch.Tensor,
+    ) -> None:
+        length = start_logits.shape[1]
+        is_choice = start_logits > torch.finfo(start_logits.dtype).min
+        is_possible = (start >= 0) & (start <= end) & (end < length)
+        for places in (start, end):
+            inside = places.clamp(0, length - 1).unsqueeze(1)
+            is_possible = is_possible & is_choice.gather(1, inside).squeeze(1)
+        if self.config.has_no_answer:
+            is_possible = is_possible & ((start == 0) == (end == 0))
+        wrong = is_kept & ~is_possible
+        if not wrong.any():
+            return
+        row = int(wrong.nonzero()[0])
+        no_answer = (
+            " or both be 0, for no answer"
+            if self.config.has_no_answer
+            else " (position 0, no answer, needs has_no_answer=True in the config)"
+        )
+        raise ValueError(
+            f"start_positions ({int(start[row])}) and end_positions ({int(end[row])}) of example "
+            f"{row} of the batch must be tokens of the context, in this order{no_answer}; -100 "
+            "leaves an example out of the loss"
+        )
+
+
+class VanillaTransformerForSequenceClassification(VanillaTransformerPreTrainedModel):
+    """One label, several, or a number for a text or a pair `A </s> B </s>`.
+
+    What is read is the config's `pooling`. `"mean"` and `"max"` pool the encoder's states over the
+    real tokens. `"decoder"` is the whole architecture: its decoder reads the start token, attends
+    to the encoded pair, and the state of this one step, from which a translation model would
+    write its first word, is classified. Its encoder-decoder attention thus is a pooling with
+    weights that are learned and that a translation checkpoint has learned already. BART, which
+    calls it the same, feeds the decoder the whole text again, at the cost of a second encoder.
+
+    The head is dropout and one linear layer. The tanh layer that BERT has in between belongs to its
+    pretraining on a single token; behind a mean it is a further d x d to learn from few labels,
+    and without it the logits of `"mean"` are the mean of each token's own.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
+    def __init__(self, config: VanillaTransformerConfig):
+        is_decoded = config.pooling == "decoder"
+        super().__init__(as_encoder_decoder(config) if is_decoded else as_single_stack(config))
+        stacks = VanillaTransformerModel if is_decoded else VanillaTransformerEncoderModel
+        self.model = stacks(self.config)
+        self.dropout = VanillaTransformerDropout(config.dropout)
+        self.classifier = nn.Linear(config.d_model, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput | Seq2SeqSequenceClassifierOutput:
+        """Scores every label, and with `labels` computes the loss.
+
+        Args:
+            labels: By the config's `problem_type`: `"single_label_classification"`, `[B]` indices
+                and cross-entropy; `"multi_label_classification"`, `[B, num_labels]` of 0 and 1 and
+                binary cross-entropy; `"regression"`, `[B]` or `[B, num_labels]` numbers and squared
+                error. Where it is None it follows from the labels, as everywhere in transformers:
+                one label is regression, integers are single labels, all else is multi-label. -100
+                is left out.
+            num_items_in_batch: Labels of the whole update that are not -100, as transformers'
+                `Trainer` counts them, for exact accumulation.
+
+        The other arguments are those of `VanillaTransformerEncoder`.
+
+        Returns:
+            `logits` `[B, num_labels]` and `loss`; hidden states and attentions where asked for,
+            those of both stacks where the decoder pools. `label_smoothing` is the vocabulary's and
+            plays no part.
+
+        Raises:
+            ValueError: Labels of the wrong shape or, except in a compiled graph, that are no index
+                of a label.
+        """
+        attention_mask = mask_padding(input_ids, attention_mask, self.config.pad_token_id)
+        encoded: BaseModelOutput = self.model.encoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            **kwargs,
+        )
+        hidden_states = encoded.last_hidden_state
+        if self.config.pooling != "decoder":
+            pool = mean_over_tokens if self.config.pooling == "mean" else max_over_tokens
+            pooled = pool(hidden_states, is_real_token(hidden_states, attention_mask))
+            logits = self.classifier(self.dropout(pooled))
+            return SequenceClassifierOutput(
+                loss=self._loss(logits, labels, num_items_in_batch),
+                logits=logits,
+                hidden_states=encoded.hidden_states,
+                attentions=encoded.attentions,
+            )
+        decoded: Seq2SeqModelOutput = self.model(
+            encoder_outputs=encoded,
+            attention_mask=attention_mask,
+            decoder_input_ids=torch.full(
+                (hidden_states.shape[0], 1),
+                self.config.decoder_start_token_id,
+                device=hidden_states.device,
+            ),
+            use_cache=False,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(decoded.last_hidden_state.squeeze(1)))
+        # `encoder_last_hidden_state` stays out: `Trainer` would gather it as a prediction.
+        return Seq2SeqSequenceClassifierOutput(
+            loss=self._loss(logits, labels, num_items_in_batch),
+            logits=logits,
+            decoder_hidden_states=decoded.decoder_hidden_states,
+            decoder_attentions=decoded.decoder_attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_hidden_states=decoded.encoder_hidden_states,
+            encoder_attentions=decoded.encoder_attentions,
+        )
+
+    def _loss(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor | None:
+        if labels is None:
+            return None
+        labels, logits = labels.to(logits.device), logits.float()
+        problem_type, num_labels = self.config.problem_type, self.config.num_labels
+        if problem_type is None:
+            if num_labels == 1:
+                problem_type = "regression"
+            elif labels.dtype in (torch.int32, torch.int64):
+                problem_type = "single_label_classification"
+            else:
+                problem_type = "multi_label_classification"
+        is_single = problem_type == "single_label_classification"
+        rows, columns = logits.shape[0], 1 if is_single else num_labels
+        given, labels = labels.shape, labels.unsqueeze(1) if labels.ndim == 1 else labels
+        if labels.shape != (rows, columns):
+            raise ValueError(
+                f"labels of shape {list(given)} must be "
+                f"{[rows] if columns == 1 else [rows, columns]} for problem_type={problem_type!r} "
+                f"with {num_labels} labels; set problem_type or num_labels in the config"
+            )
+        is_kept = labels != IGNORE_INDEX
+        if is_single:
+            labels = labels.squeeze(1).long()
+            if not torch.compiler.is_compiling():
+                self._check_labels(labels)
+            total = F.cross_entropy(logits, labels, reduction="sum")
+            return mean_over_items(total, is_kept, num_items_in_batch)
+        labels = labels.float()
+        if problem_type == "regression":
+            losses = F.mse_loss(logits, labels, reduction="none")
+        else:
+            losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        return mean_over_items(losses.masked_fill(~is_kept, 0.0).sum(), is_kept, num_items_in_batch)
+
+    def _check_labels(self, labels: torch.Tensor) -> None:
+        wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= self.config.num_labels))
+        if not wrong.any():
+            return
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"label {int(labels[row])} of example {row} of the batch must be 0 to "
+            f"{self.config.num_labels - 1}, or -100 to be left out; corpora mark examples without "
+            "an agreed label with -1: drop these, or set num_labels in the config"
+        )
+
+
 __all__ = [
     "VanillaTransformerDecoder",
     "VanillaTransformerDecoderModel",
@@ -1515,6 +1977,8 @@ __all__ = [
     "VanillaTransformerForCausalLM",
     "VanillaTransformerForConditionalGeneration",
     "VanillaTransformerForMaskedLM",
+    "VanillaTransformerForQuestionAnswering",
+    "VanillaTransformerForSequenceClassification",
     "VanillaTransformerModel",
     "VanillaTransformerPreTrainedModel",
 ]

@@ -5,7 +5,9 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     AutoModelForTextEncoding,
 )
 
@@ -15,6 +17,8 @@ from .modeling_vanilla_transformer import (
     VanillaTransformerForCausalLM,
     VanillaTransformerForConditionalGeneration,
     VanillaTransformerForMaskedLM,
+    VanillaTransformerForQuestionAnswering,
+    VanillaTransformerForSequenceClassification,
     VanillaTransformerModel,
 )
 
@@ -23,6 +27,8 @@ AUTO_CLASSES = {
     AutoModelForSeq2SeqLM: VanillaTransformerForConditionalGeneration,
     AutoModelForMaskedLM: VanillaTransformerForMaskedLM,
     AutoModelForCausalLM: VanillaTransformerForCausalLM,
+    AutoModelForQuestionAnswering: VanillaTransformerForQuestionAnswering,
+    AutoModelForSequenceClassification: VanillaTransformerForSequenceClassification,
     AutoModelForTextEncoding: VanillaTransformerEncoderModel,
 }
 
