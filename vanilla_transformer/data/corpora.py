@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import datasets
 import pyarrow as pa
@@ -51,6 +51,9 @@ class CorpusReport:
     read: int = 0
     kept: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+
+
+Report = TypeVar("Report", bound=CorpusReport)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ def load_parallel(
         return IterableDataset.from_generator(pairs, features=_FEATURES), report
     identity = (_READER_VERSION, origin.identity, source_lang, target_lang, limit)
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "vanilla_transformer"
-    return _memory_map(pairs, folder / hashlib.sha256(repr(identity).encode()).hexdigest(), report)
+    stem = folder / hashlib.sha256(repr(identity).encode()).hexdigest()
+    return _memory_map(pairs, stem, report, _FEATURES)
 
 
 def hold_out(pairs: Dataset, count: int) -> tuple[Dataset, Dataset]:
@@ -249,26 +253,26 @@ def _text(value: object, where: str, number: int) -> str:
 
 
 def _memory_map(
-    pairs: Callable[[], Iterator[dict[str, str]]], stem: Path, report: CorpusReport
-) -> tuple[Dataset, CorpusReport]:
-    """Write the pairs to an Arrow file, unless there is one already, and map it."""
+    examples: Callable[[], Iterator[dict[str, Any]]], stem: Path, report: Report, features: Features
+) -> tuple[Dataset, Report]:
+    """Write the examples to an Arrow file, unless there is one already, and map it."""
     arrow_file, report_file = stem.with_suffix(".arrow"), stem.with_suffix(".json")
     if not arrow_file.exists():
         stem.parent.mkdir(parents=True, exist_ok=True)
         # Written aside and renamed, the Arrow file last: where it stands, both are whole.
         with tempfile.TemporaryDirectory(dir=stem.parent, prefix=".tmp-") as aside:
-            written = Path(aside) / "pairs.arrow"
-            schema = _FEATURES.arrow_schema
+            written = Path(aside) / "examples.arrow"
+            schema = features.arrow_schema
             with pa.OSFile(str(written), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
-                remaining = pairs()
+                remaining = examples()
                 while rows := list(islice(remaining, 1000)):
                     stream.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
             counts = Path(aside) / "report.json"
             counts.write_text(json.dumps(asdict(report)), encoding="utf-8")
             os.replace(counts, report_file)
             os.replace(written, arrow_file)
-    report = CorpusReport(**json.loads(report_file.read_text(encoding="utf-8")))
-    return Dataset.from_file(str(arrow_file)), report
+    counted = type(report)(**json.loads(report_file.read_text(encoding="utf-8")))
+    return Dataset.from_file(str(arrow_file)), counted
 
 
 # Where rows come from
@@ -335,20 +339,32 @@ def _hub(
     for short_name, (full_id, needed) in short_names.items():
         if corpus in (short_name, full_id):
             hub_id, defaults = full_id, needed
+    dataset = _hub_dataset(corpus, hub_id, split, defaults | options, streaming, cache_dir)
+    return _dataset(f"{hub_id} {split}", dataset)
+
+
+def _hub_dataset(
+    corpus: str,
+    hub_id: str,
+    split: str,
+    options: dict[str, str],
+    streaming: bool,
+    cache_dir: str | Path | None,
+) -> Dataset | IterableDataset:
+    """A split from the Hub; `corpus` is what the user called it."""
     try:
-        dataset = datasets.load_dataset(
+        return datasets.load_dataset(
             hub_id,
             split=split,
             streaming=streaming,
             cache_dir=str(cache_dir) if cache_dir else None,
-            **(defaults | options),
+            **options,
         )
     except (FileNotFoundError, ConnectionError) as error:
         raise ValueError(
             f"{corpus} is neither a local file or folder nor a data set that the Hub gave "
             f"({error}); check the path or id, and the network"
         ) from error
-    return _dataset(f"{hub_id} {split}", dataset)
 
 
 def _dataset(name: str, dataset: Dataset | IterableDataset) -> _Origin:
@@ -370,30 +386,17 @@ def _dataset_rows(name: str, dataset: Dataset | IterableDataset) -> Iterator[Rec
 
 def _folder(folder: Path, source_lang: str, target_lang: str, split: str) -> _Origin:
     """Rows of one split of a folder."""
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        saved = datasets.load_from_disk(str(folder))
-        if isinstance(saved, Dataset):
-            return _dataset(str(folder), saved)
-        if split not in saved:
-            raise ValueError(_no_such_split(folder, split, saved))
-        return _dataset(f"{folder} {split}", saved[split])
+    if (saved := _saved_to_disk(folder, split)) is not None:
+        return saved
 
     pairs = (f"{source_lang}-{target_lang}", f"{target_lang}-{source_lang}")
-    found: dict[str, list[Path]] = {}
     # A clone of a Hub repository keeps its files in data/ or in a folder for the pair.
-    for place in (folder, *(folder / below for below in ("data", *pairs))):
-        for path in sorted(place.iterdir()) if place.is_dir() else ():
-            if path.suffix in _READERS:
-                stem = re.sub(r"-\d{5}-of-\d{5}(-\w+)?$", "", path.stem)
-                found.setdefault(stem, []).append(path)
+    places = (folder, *(folder / below for below in ("data", *pairs)))
+    found = _files_by_split(places, _READERS)
     # "train_en-de" goes before "train", which may hold other languages.
     for stem in (*(f"{split}_{pair}" for pair in pairs), split):
-        if len(kinds := {path.suffix for path in found.get(stem, ())}) > 1:
-            raise ValueError(
-                f"{folder} has {stem} as {', '.join(sorted(kinds))}; name the file to read"
-            )
         if stem in found:
-            return _files(found[stem])
+            return _files(_of_one_kind(folder, stem, found[stem]))
 
     sides = [folder / f"{split}.{lang}" for lang in (source_lang, target_lang)]
     if any(side.is_file() for side in sides):
@@ -401,6 +404,38 @@ def _folder(folder: Path, source_lang: str, target_lang: str, split: str) -> _Or
     texts = {path.stem for path in folder.glob(f"*.{source_lang}")}
     wanted = f"{folder} ({pairs[0]})"
     raise ValueError(_no_such_split(wanted, split, {*found, *texts}))
+
+
+def _saved_to_disk(folder: Path, split: str) -> _Origin | None:
+    """Rows of what `save_to_disk` wrote; None if it did not write this folder."""
+    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return None
+    saved = datasets.load_from_disk(str(folder))
+    if isinstance(saved, Dataset):
+        return _dataset(str(folder), saved)
+    if split not in saved:
+        raise ValueError(_no_such_split(folder, split, saved))
+    return _dataset(f"{folder} {split}", saved[split])
+
+
+def _files_by_split(places: Iterable[Path], kinds: Collection[str]) -> dict[str, list[Path]]:
+    """Files of folders by their names, `<split>.<kind>`, without the numbers of shards."""
+    found: dict[str, list[Path]] = {}
+    for place in places:
+        for path in sorted(place.iterdir()) if place.is_dir() else ():
+            if path.suffix in kinds:
+                stem = re.sub(r"-\d{5}-of-\d{5}(-\w+)?$", "", path.stem)
+                found.setdefault(stem, []).append(path)
+    return found
+
+
+def _of_one_kind(folder: Path, split: str, paths: list[Path]) -> list[Path]:
+    """Check that a split is there in one kind of file only."""
+    if len(kinds := {path.suffix for path in paths}) > 1:
+        raise ValueError(
+            f"{folder} has {split} as {', '.join(sorted(kinds))}; name the file to read"
+        )
+    return paths
 
 
 def _no_such_split(corpus: object, split: str, present: Collection[str]) -> str:

@@ -1,0 +1,380 @@
+"""Every way in to questions, what is mended, skipped and counted, and every refusal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+
+from vanilla_transformer.data.question_answering_corpora import (
+    QuestionsReport,
+    load_question_answering,
+)
+
+CONTEXT = "Zoë met Émile in Łódź 😀 in 1990. Łódź was cold; a cold Łódź."
+ROW = {
+    "id": "a",
+    "title": "Cities",
+    "context": CONTEXT,
+    "question": "Where did Zoë meet Émile?",
+    "answers": {"text": ["Łódź"], "answer_start": [17]},
+}
+UNANSWERABLE = ROW | {"id": "b", "answers": {"text": [], "answer_start": []}}
+SQUAD_FILE = {
+    "version": "v2.0",
+    "data": [
+        {
+            "title": "Cities",
+            "paragraphs": [
+                {
+                    "context": CONTEXT,
+                    "qas": [
+                        {
+                            "id": "a",
+                            "question": ROW["question"],
+                            "answers": [{"text": "Łódź", "answer_start": 17}],
+                            "is_impossible": False,
+                        },
+                        {
+                            "id": "b",
+                            "question": ROW["question"],
+                            "answers": [],
+                            "plausible_answers": [{"text": "cold", "answer_start": 42}],
+                            "is_impossible": True,
+                        },
+                    ],
+                }
+            ],
+        }
+    ],
+}
+
+Load = Callable[..., tuple[list[dict[str, Any]], QuestionsReport]]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Load with a cache of the test's own; a list of rows goes through a JSON-lines file."""
+
+    def load_rows(corpus: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(corpus, list):
+            path = tmp_path / "rows.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in corpus), encoding="utf-8")
+            corpus = path
+        dataset, report = load_question_answering(
+            corpus, *args, cache_dir=tmp_path / "cache", **kwargs
+        )
+        return list(dataset), report
+
+    return load_rows
+
+
+def answer(row: dict[str, Any]) -> tuple[str, str, int]:
+    """The first answer, what the context has at its offset, and the offset."""
+    text, start = row["answers"]["text"][0], row["answers"]["answer_start"][0]
+    return text, row["context"][start : start + len(text)], start
+
+
+# Ways in
+
+
+def test_published_squad_files_and_the_hub_schema_come_out_alike(
+    load: Load, tmp_path: Path
+) -> None:
+    (tmp_path / "dev-v2.0.json").write_text(json.dumps(SQUAD_FILE, indent=1), encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist([ROW, UNANSWERABLE]), tmp_path / "dev.parquet")
+    (tmp_path / "list.json").write_text(json.dumps([ROW, UNANSWERABLE]), encoding="utf-8")
+    (tmp_path / "lines.json").write_text(
+        json.dumps(ROW) + "\n" + json.dumps(UNANSWERABLE), encoding="utf-8"
+    )
+    for name in ("dev-v2.0.json", "dev.parquet", "list.json", "lines.json"):
+        rows, report = load(tmp_path / name)
+        assert rows == [ROW, UNANSWERABLE], name
+        assert (report.read, report.kept, report.skipped, report.mended) == (2, 2, {}, {})
+    assert load([ROW, UNANSWERABLE])[0] == [ROW, UNANSWERABLE]
+
+
+def test_folder_gives_the_split_asked_for(load: Load, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for shard, row in enumerate((ROW, UNANSWERABLE)):
+        table = pa.Table.from_pylist([row])
+        pq.write_table(table, folder / f"train-0000{shard}-of-00002.parquet")
+    (folder / "xquad.de.json").write_text(json.dumps(SQUAD_FILE), encoding="utf-8")
+    assert [row["id"] for row in load(folder)[0]] == ["a", "b"]
+    assert len(load(folder, "xquad.de")[0]) == 2
+    with pytest.raises(ValueError, match=r"has no split 'test'; it has train, xquad\.de"):
+        load(folder, "test")
+    (folder / "train.jsonl").write_text(json.dumps(ROW), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"train as \.jsonl, \.parquet; name the file"):
+        load(folder)
+
+
+def test_save_to_disk_folder(load: Load, tmp_path: Path) -> None:
+    DatasetDict({"dev": Dataset.from_list([ROW])}).save_to_disk(tmp_path / "saved")
+    assert load(tmp_path / "saved", "dev")[0] == [ROW]
+    with pytest.raises(ValueError, match="has no split 'train'; it has dev"):
+        load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("corpus", "expected"),
+    [
+        ("squad", ("rajpurkar/squad", {})),
+        ("squad_v2", ("rajpurkar/squad_v2", {})),
+        ("nq_open", ("google-research-datasets/nq_open", {})),
+        ("trivia_qa", ("mandarjoshi/trivia_qa", {"name": "rc"})),
+        ("xquad", ("google/xquad", {"name": "xquad.en"})),
+        ("someone/set", ("someone/set", {})),
+    ],
+)
+def test_hub_ids(
+    load: Load, monkeypatch: pytest.MonkeyPatch, corpus: str, expected: tuple[str, dict[str, str]]
+) -> None:
+    asked = []
+
+    def load_dataset(hub_id: str, **options: Any) -> Dataset:
+        asked.append((hub_id, {key: options[key] for key in ("name",) if key in options}))
+        return Dataset.from_list([ROW])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load(corpus, "validation")[0] == [ROW]
+    load(corpus, "validation", name="own")
+    assert asked == [expected, (expected[0], {"name": "own"})]
+
+
+def test_tiny_world_has_questions_of_its_own_in_each_split(load: Load) -> None:
+    rows, report = load("tiny_world", "test", limit=30)
+    assert (len(rows), report.kept, report.mended, report.skipped) == (30, 30, {}, {})
+    assert all(text == found for text, found, _ in map(answer, rows))
+    assert not {row["context"] for row in rows} & {
+        row["context"] for row in load("tiny_world", limit=300)[0]
+    }
+    with pytest.raises(ValueError, match="tiny_world has no split 'dev'"):
+        load("tiny_world", "dev")
+
+
+def test_open_questions_have_no_context_and_unlocated_answers(load: Load) -> None:
+    rows, report = load([{"question": "who?", "answer": ["Ada", "Lovelace"]}, {**ROW, "id": "x"}])
+    assert rows[0] == {
+        "id": "1",
+        "title": "",
+        "context": "",
+        "question": "who?",
+        "answers": {"text": ["Ada", "Lovelace"], "answer_start": [-1, -1]},
+    }
+    assert report.kept == 2
+
+
+TRIVIA = {
+    "question": "Who was first?",
+    "question_id": "q1",
+    "answer": {"value": "Ada", "aliases": ["Ada", "Countess İda", "Lovelace"]},
+    "entity_pages": {
+        "filename": ["one.txt"],
+        "title": ["One"],
+        "wiki_context": ["İn Canada LOVELACE, that is ADA, and Ada."],
+    },
+    "search_results": {
+        "filename": ["two.txt", "three.txt"],
+        "title": ["Two", "Three"],
+        "search_context": ["Canada only.", "ada it was"],
+    },
+}
+
+
+def test_trivia_has_a_row_for_each_document_with_the_answer_as_it_is_spelt_there(
+    load: Load,
+) -> None:
+    unpublished = {**TRIVIA, "answer": {"value": "<unk>", "aliases": []}, "question_id": "q2"}
+    rows, report = load([TRIVIA, unpublished])
+    assert [row["id"] for row in rows] == ["q1--one.txt", "q1--three.txt"]
+    # Whole words, in any case, in their order; "İ" has two characters in lower case.
+    assert rows[0]["answers"]["text"] == ["LOVELACE", "ADA", "Countess İda"]
+    assert answer(rows[0])[:2] == ("LOVELACE", "LOVELACE")
+    assert rows[0]["answers"]["answer_start"] == [10, 28, -1]
+    assert rows[1]["answers"]["text"] == ["ada", "Countess İda", "Lovelace"]
+    assert report.read == 6
+    assert report.skipped == {"answer not in the context": 1, "answer not published": 3}
+
+
+def test_trivia_without_documents_is_open(load: Load) -> None:
+    empty = {"filename": [], "title": [], "wiki_context": []}
+    rows, _ = load([{**TRIVIA, "entity_pages": empty, "search_results": {}}])
+    assert [(row["id"], row["context"]) for row in rows] == [("q1", "")]
+    assert rows[0]["answers"]["text"] == ["Ada", "Countess İda", "Lovelace"]
+
+
+def test_limit_counts_usable_questions(load: Load) -> None:
+    rows, report = load([{**ROW, "question": " "}, ROW, UNANSWERABLE], limit=1)
+    assert ([row["id"] for row in rows], report.read) == (["a"], 2)
+
+
+def test_report_comes_back_from_the_cache(load: Load) -> None:
+    questions = [ROW, {**ROW, "id": "z", "answers": {"text": ["cold"], "answer_start": [41]}}]
+    _, first = load(questions)
+    _, second = load(questions)
+    assert first == second
+    assert isinstance(second, QuestionsReport)
+    assert second.mended == {"wrong offset: nearest occurrence taken": 1}
+
+
+# What is mended
+
+
+UTF8_START = len(CONTEXT[:17].encode())
+SECOND = CONTEXT.index("Łódź", 18)
+UTF16_START = len(CONTEXT[:SECOND].encode("utf-16-le")) // 2
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "expected", "rule"),
+    [
+        ("Łódź", 17, 17, None),
+        ("Łódź", UTF8_START, 17, "offset in UTF-8 bytes"),
+        ("Łódź", UTF16_START, SECOND, "offset in UTF-16 units"),
+        ("Łódź", 15, 17, "wrong offset: nearest occurrence taken"),
+        ("Łódź", 36, SECOND, "wrong offset: nearest occurrence taken"),
+        ("Łódź", 99_999, CONTEXT.rindex("Łódź"), "wrong offset: nearest occurrence taken"),
+        ("Łódź", -7, 17, "wrong offset: nearest occurrence taken"),
+        ("Łódź", None, 17, "no offset: first occurrence taken"),
+        # Not the "a" of "was", which comes first.
+        ("a", -1, CONTEXT.index(" a ") + 1, "no offset: first occurrence taken"),
+        ("ol", None, CONTEXT.index("ol"), "no offset: first occurrence taken"),
+        (" Łódź ", 16, 17, "blanks around the answer taken off"),
+    ],
+)
+def test_offsets_are_mended_by_a_counted_rule(
+    load: Load, text: str, start: int | None, expected: int, rule: str | None
+) -> None:
+    rows, report = load([{**ROW, "answers": {"text": [text], "answer_start": [start]}}])
+    assert answer(rows[0]) == (text.strip(), text.strip(), expected)
+    assert report.mended == ({rule: 1} if rule else {})
+    assert all(places[0].endswith("rows.jsonl, line 1") for places in report.rows.values())
+
+
+def test_byte_offset_is_not_taken_for_the_nearest_occurrence(load: Load) -> None:
+    context = "é" * 30 + " no " + "x" * 24 + " no no"
+    # 64 bytes, 33 characters in; the nearest occurrence by characters is another one.
+    rows, report = load(
+        [{**ROW, "context": context, "answers": {"text": ["no"], "answer_start": [61]}}]
+    )
+    assert answer(rows[0])[2] == 31
+    assert report.mended == {"offset in UTF-8 bytes": 1}
+
+
+def test_answer_absent_beside_one_that_is_there_is_kept_for_scoring_only(load: Load) -> None:
+    answers = {"text": ["Paris", "Łódź"], "answer_start": [17, 17]}
+    rows, report = load([{**ROW, "answers": answers}])
+    assert rows[0]["answers"] == {"text": ["Łódź", "Paris"], "answer_start": [17, -1]}
+    assert report.mended == {"answer not in the context beside others that are": 1}
+
+
+# What is skipped
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"answers": {"text": ["Paris"], "answer_start": [0]}}, "answer not in the context"),
+        # Composed and decomposed letters are different characters.
+        ({"answers": {"text": ["Zoe\u0308"], "answer_start": [0]}}, "answer not in the context"),
+        ({"question": " \n"}, "empty question"),
+        ({"question": None}, "empty question"),
+        ({"context": "\u00a0 "}, "empty context"),
+        ({"answers": {"text": [" "], "answer_start": [3]}}, "empty answer"),
+        ({"id": "good"}, "id that came before"),
+        ({"is_impossible": True}, "is_impossible, and an answer"),
+        ({"answers": [], "is_impossible": False}, "answer not published"),
+    ],
+)
+def test_bad_rows_are_skipped_counted_and_named(
+    load: Load, change: dict[str, Any], reason: str
+) -> None:
+    rows, report = load([{**ROW, "id": "good"}, {**ROW, **change}])
+    assert [row["id"] for row in rows] == ["good"]
+    assert (report.read, report.kept, report.skipped, report.mended) == (2, 1, {reason: 1}, {})
+    assert [place.rsplit("/")[-1] for place in report.rows[reason]] == ["rows.jsonl, line 2"]
+
+
+def test_report_names_the_first_rows_only(load: Load) -> None:
+    _, report = load([ROW] + [{**ROW, "id": str(i), "question": ""} for i in range(9)])
+    assert report.skipped == {"empty question": 9}
+    assert len(report.rows["empty question"]) == 5
+
+
+def test_nothing_to_use_is_an_error_that_says_why(load: Load) -> None:
+    with pytest.raises(ValueError, match=r"no question to use among 1 \(1 empty question\)"):
+        load([{**ROW, "question": ""}])
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "q", "context": "c"}, "line 1: no column 'answers' among 'question'"),
+        ({"context": "c", "answers": []}, "line 1: no column 'question'"),
+        (ROW | {"question": 3}, "line 1: 3 is of type int"),
+        (ROW | {"answers": "Łódź"}, "line 1: answers .'Łódź'. must be"),
+        (ROW | {"answers": {"text": ["a", "b"], "answer_start": [0]}}, "as many texts as offsets"),
+        (ROW | {"answers": {"text": ["a"], "answer_start": ["0"]}}, "answer_start .'0'. must be"),
+        (ROW | {"answers": {"text": ["a"], "answer_start": [1.0]}}, "answer_start .1.0. must be"),
+        (ROW | {"context": "half \ud83d"}, "half of a surrogate pair"),
+    ],
+)
+def test_malformed_rows_are_refused_by_name(load: Load, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load([row])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{\n "data": [\n  {"title"\n', "line 4: not JSON"),
+        ('{"data": [{"title": "x"}]}', "article 0: no list 'paragraphs'"),
+        ('{"data": [{"paragraphs": [{"context": "c"}]}]}', "paragraph 0: no list 'qas'"),
+        ('{"data": [{"paragraphs": [{"qas": [3]}]}]}', "question 0: must be an object"),
+        (
+            '{"data": [{"paragraphs": [{"context": "c", "qas": [{"question": "q"}]}]}]}',
+            "article 0, paragraph 0, question 0: no column 'answers'",
+        ),
+    ],
+)
+def test_broken_squad_files_are_refused_by_place(
+    load: Load, tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "squad.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load(path)
+
+
+def test_wrong_arguments_are_refused(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("question,answers\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"one of \.json, \.jsonl, \.parquet"):
+        load(tmp_path / "rows.csv")
+    with pytest.raises(ValueError, match="no such file or folder"):
+        load(tmp_path / "nowhere.json")
+    with pytest.raises(ValueError, match=r"limit \(0\) must be at least 1"):
+        load("tiny_world", limit=0)
+    with pytest.raises(ValueError, match="name: only for a corpus on the Hub"):
+        load("tiny_world", name="x")
+
+
+@pytest.mark.slow
+def test_shared_squad_is_read_whole_and_every_answer_is_where_it_says(
+    load: Load, shared_data: Path
+) -> None:
+    for split, count in (("train", 87_599), ("validation", 10_570)):
+        rows, report = load(shared_data / "squad", split)
+        assert (report.kept, report.skipped, report.mended) == (count, {}, {})
+        assert all(text == found for text, found, _ in map(answer, rows))
