@@ -183,9 +183,9 @@ TRIVIA = {
         "wiki_context": ["İn Canada LOVELACE, that is ADA, and Ada."],
     },
     "search_results": {
-        "filename": ["two.txt", "three.txt"],
-        "title": ["Two", "Three"],
-        "search_context": ["Canada only.", "ada it was"],
+        "filename": ["two.txt", "three.txt", "four.txt"],
+        "title": ["Two", "Three", "Four"],
+        "search_context": ["Canada only.", "ada it was", "Lovelace of Canada"],
     },
 }
 
@@ -195,14 +195,19 @@ def test_trivia_has_a_row_for_each_document_with_the_answer_as_it_is_spelt_there
 ) -> None:
     unpublished = {**TRIVIA, "answer": {"value": "<unk>", "aliases": []}, "question_id": "q2"}
     rows, report = load([TRIVIA, unpublished])
-    assert [row["id"] for row in rows] == ["q1--one.txt", "q1--three.txt"]
+    assert [row["id"] for row in rows] == ["q1--one.txt", "q1--three.txt", "q1--four.txt"]
     # Whole words, in any case, in their order; "İ" has two characters in lower case.
     assert rows[0]["answers"]["text"] == ["LOVELACE", "ADA", "Countess İda"]
     assert answer(rows[0])[:2] == ("LOVELACE", "LOVELACE")
     assert rows[0]["answers"]["answer_start"] == [10, 28, -1]
     assert rows[1]["answers"]["text"] == ["ada", "Countess İda", "Lovelace"]
-    assert report.read == 6
-    assert report.skipped == {"answer not in the context": 1, "answer not published": 3}
+    # "Ada" is in "Canada", but not as a word.
+    assert rows[2]["answers"] == {
+        "text": ["Lovelace", "Ada", "Countess İda"],
+        "answer_start": [0, -1, -1],
+    }
+    assert (report.read, report.mended) == (8, {})
+    assert report.skipped == {"answer not in the context": 1, "answer not published": 4}
 
 
 def test_trivia_without_documents_is_open(load: Load) -> None:

@@ -190,10 +190,7 @@ def load_question_answering(
 def _usable_examples(
     origin: _Origin, limit: int | None, report: QuestionsReport
 ) -> Iterator[dict[str, Any]]:
-    """Yield the questions that can be used, counting in `report` from zero."""
-    report.read = report.kept = 0
-    for counts in (report.skipped, report.mended, report.rows):
-        counts.clear()
+    """Yield the questions that can be used, counting in `report`."""
     seen: set[str] = set()
     for where, number, row in origin.records():
         place = f"{where} {number}"
