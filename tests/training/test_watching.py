@@ -12,6 +12,7 @@ import struct
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,6 +170,9 @@ def test_tensorboard_gets_the_numbers_and_forgets_what_is_done_again(tmp_path: P
     log.close()
     assert log.accelerator.trackers == []
     assert scalars_of(tmp_path) == {"train/loss": [(1, 0.5), (2, 1.0), (3, 1.5)]}
+    # A run is resumed in another second: TensorBoard reads its files in the order of their names,
+    # which begin with the second and end with a number that 10 does not follow 9 in.
+    time.sleep(1.1)
     log = make_log(tmp_path, 10, "tensorboard")
     log.cut(1)
     log.write("train", 2, {"loss": 8.0})
