@@ -234,3 +234,21 @@ def test_all_real_text_survives(shared_data, folder):
         line for line, back in zip(lines, round_trip(tokenizer, lines), strict=True) if line != back
     ]
     assert wrong == []
+
+
+def test_offsets_leave_out_the_blank_before_a_word_in_every_window() -> None:
+    context = "the cat sat on the mat and the dog ran " * 5
+    tokenizer = train_tokenizer([context] * 50, 300)
+    windows = tokenizer(
+        "the dog",
+        context,
+        truncation="only_second",
+        max_length=14,
+        stride=2,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    assert len(windows["input_ids"]) > 3
+    for ids, offsets in zip(windows["input_ids"], windows["offset_mapping"], strict=True):
+        for start, end in offsets[ids.index(2) + 1 : -1]:
+            assert context[start:end] == context[start:end].strip() != ""

@@ -76,7 +76,7 @@ def train_tokenizer(
     backend.post_processor = processors.Sequence(
         [
             # Offsets point at the word, not at the space before it: an extracted answer is clean.
-            processors.ByteLevel(trim_offsets=True),
+            processors.ByteLevel(add_prefix_space=False, trim_offsets=True),
             processors.TemplateProcessing(
                 single=f"$A {eos}",
                 pair=f"$A {eos} $B {eos}",
