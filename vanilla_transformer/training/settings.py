@@ -34,8 +34,8 @@ class TrainingSettings:
             the running mean, once warm-up is over; None never. What is not a number always stops
             it.
         precision: Of the forward pass: "no" is float32 throughout.
-        activation_checkpointing: Recompute activations in the backward pass: less memory, about a
-            third more time.
+        activation_checkpointing: Recompute activations in the backward pass: less memory for one
+            more forward pass.
         compile: Compile the forward and backward pass with `torch.compile`.
         max_minutes: Stops after the update at which this much time has passed.
         num_workers: Processes that prepare batches ahead.
