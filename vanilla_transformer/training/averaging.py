@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from .checkpointing import (
     WEIGHTS,
     WEIGHTS_INDEX,
     atomic_directory,
+    copy_all_but_weights,
     export_model,
     verify_checkpoint,
 )
@@ -76,7 +76,7 @@ def average_checkpoints(
             else directory
             for number, directory in enumerate(directories)
         ]
-        _copy_all_but_weights(directories[-1], temporary)
+        copy_all_but_weights(directories[-1], temporary)
         tensors = _mean_tensors(directories, _relative_weights(len(directories), decay))
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
     return output
@@ -261,10 +261,3 @@ def _check_same_architecture(directories: list[Path]) -> None:
 def _is_sharded_checkpoint(directory: Path) -> bool:
     has_weights = (directory / WEIGHTS).is_file() or (directory / WEIGHTS_INDEX).is_file()
     return not has_weights and (directory / TRAINING_STATE).is_file()
-
-
-def _copy_all_but_weights(source: Path, target: Path) -> None:
-    state = {MANIFEST, TRAINING_STATE, WEIGHTS_INDEX}
-    for file in sorted(source.iterdir()):
-        if file.is_file() and file.suffix != ".safetensors" and file.name not in state:
-            shutil.copyfile(file, target / file.name)

@@ -229,10 +229,7 @@ def export_model(
         )
     verify_checkpoint(checkpoint)
     with atomic_directory(output) as directory:
-        for file in sorted(checkpoint.iterdir()):
-            is_state = file.name in (MANIFEST, TRAINING_STATE, WEIGHTS_INDEX)
-            if file.is_file() and file.suffix != ".safetensors" and not is_state:
-                shutil.copyfile(file, directory / file.name)
+        copy_all_but_weights(checkpoint, directory)
         if (checkpoint / WEIGHTS).is_file():
             shutil.copyfile(checkpoint / WEIGHTS, directory / WEIGHTS)
         else:
@@ -244,6 +241,14 @@ def export_model(
             _read_into(checkpoint, weights)
             save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
     return output
+
+
+def copy_all_but_weights(source: Path, target: Path) -> None:
+    """Copies what lies beside the weights of a saved model, without the state of its training."""
+    state = {MANIFEST, TRAINING_STATE, WEIGHTS_INDEX}
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.suffix != ".safetensors" and file.name not in state:
+            shutil.copyfile(file, target / file.name)
 
 
 @contextmanager
