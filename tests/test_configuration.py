@@ -98,6 +98,17 @@ def test_defaults_are_the_base_model_of_the_paper() -> None:
     assert config.tie_word_embeddings
     assert config.share_embeddings
     assert config.position_offset == 0
+    assert not config.has_no_answer
+    assert config.no_answer_threshold is None
+
+
+def test_the_threshold_of_no_answer_is_kept_and_must_be_a_number(tmp_path: Path) -> None:
+    config = VanillaTransformerConfig(d_model=16, num_heads=2, has_no_answer=True)
+    config.update({"no_answer_threshold": -1.25})
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).no_answer_threshold == -1.25
+    with pytest.raises(StrictDataclassFieldValidationError, match="no_answer_threshold"):
+        VanillaTransformerConfig(no_answer_threshold="high")
 
 
 @pytest.mark.parametrize("name", PAPER_ARCHITECTURES)

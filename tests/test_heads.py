@@ -14,6 +14,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, pipeline
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
+from tests.conftest import build, tiny
 from vanilla_transformer import (
     VanillaTransformerConfig,
     VanillaTransformerEncoderModel,
@@ -41,32 +42,7 @@ PAIRS = [
 CONTEXTS = [range(4, 8), range(2, 4), range(3, 6)]
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
-def tiny(**overrides: Any) -> VanillaTransformerConfig:
-    arguments: dict[str, Any] = {
-        "vocab_size": V,
-        "d_model": D,
-        "d_ff": 24,
-        "num_heads": 2,
-        "num_encoder_layers": 2,
-        "num_decoder_layers": 3,
-        "dropout": 0.0,
-        **overrides,
-    }
-    return VanillaTransformerConfig(**arguments)
-
-
-def build(cls: Builder, **overrides: Any) -> VanillaTransformerPreTrainedModel:
-    """A model without a gain of one or a bias of zero, in evaluation mode."""
-    model = cls(tiny(**overrides)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def pad_batch(rows: list[list[int]], left: int = 0, right: int = 0) -> dict[str, torch.Tensor]:
@@ -924,16 +900,22 @@ def test_the_heads_learn_their_examples(case: str) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     first = model(**batch).loss
     first.backward()
-    without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    # Kernels round a gradient of nothing to almost nothing.
+    without = {
+        n for n, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-7
+    }
+    expected = set()
     if options.get("pooling") == "decoder":
         # A single key has weight 1 whatever the query: these learn where there is a longer target.
-        assert without == {
+        expected = {
             f"model.decoder.layers.{layer}.self_attn.{name}_proj.weight"
             for layer in range(3)
             for name in "qk"
         }
-    else:
-        assert not without
+    elif case == "spans":
+        # What is added to the scores of all positions changes nothing of their softmax.
+        expected = {"qa_outputs.bias", "model.encoder.layers.1.ffn_layer_norm.bias"}
+    assert without == expected
     for _ in range(30):
         optimizer.zero_grad()
         loss = model(**batch).loss

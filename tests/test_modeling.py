@@ -6,7 +6,6 @@ in float64, from sections 3.1 to 3.5.
 
 import functools
 import math
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
+from tests.conftest import randomise, tiny
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
 from vanilla_transformer.modeling_vanilla_transformer import (
     VanillaTransformerAttention,
@@ -28,46 +28,7 @@ from vanilla_transformer.modeling_vanilla_transformer import (
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 LAYOUTS = ["interleaved", "concatenated", "concatenated_inclusive"]
-IMPLEMENTATIONS = [
-    "eager",
-    "sdpa",
-    # It is compiled for every shape.
-    pytest.param("flex_attention", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
-]
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def implementation(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name == "flex_attention" and not torch.cuda.is_available() and not shutil.which("g++"):
-        pytest.skip("FlexAttention on a CPU needs a C++ compiler (g++), and there is none")
-    return name
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
-def tiny(**overrides: Any) -> VanillaTransformerConfig:
-    arguments: dict[str, Any] = {
-        "vocab_size": 19,
-        "d_model": 16,
-        "d_ff": 24,
-        "num_heads": 4,
-        "num_encoder_layers": 2,
-        "num_decoder_layers": 2,
-        "dropout": 0.0,
-        **overrides,
-    }
-    return VanillaTransformerConfig(**arguments)
-
-
-def randomise(module: nn.Module, std: float = 0.3) -> None:
-    """No gain of one and no bias of zero, behind which a mistake could hide."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter) * std)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def numbers(module: nn.Module) -> dict[str, Array]:
@@ -296,7 +257,7 @@ def test_attention_is_equation_1(
     implementation: str, attention_bias: bool, d_k: int, d_v: int
 ) -> None:
     """Self-attention of the encoder, of the decoder, and attention to the encoder."""
-    config = tiny(d_k=d_k, d_v=d_v, num_heads=2, attention_bias=attention_bias)
+    config = tiny(d_k=d_k, d_v=d_v, attention_bias=attention_bias)
     config._attn_implementation = implementation
     x, y = torch.randn(2, 5, 16), torch.randn(2, 7, 16)
     short, long = torch.ones(2, 5), torch.ones(2, 7)
@@ -347,8 +308,9 @@ def test_an_encoder_without_mask_sees_both_ways(implementation_name: str) -> Non
     config._attn_implementation = implementation_name
     attention = VanillaTransformerAttention(config, 0).eval()
     x = torch.randn(1, 4, 16)
+    rows = x[0].double().numpy()
     expected, _ = naive_attention(
-        numbers(attention), x[0].double().numpy(), x[0].double().numpy(), 4, np.ones((4, 4), bool)
+        numbers(attention), rows, rows, config.num_heads, np.ones((4, 4), bool)
     )
     np.testing.assert_allclose(attention(x)[0][0].numpy(), expected, atol=1e-5)
 
@@ -356,7 +318,7 @@ def test_an_encoder_without_mask_sees_both_ways(implementation_name: str) -> Non
 @torch.no_grad()
 def test_who_sees_whom(implementation: str) -> None:
     """Changing one token changes exactly what may see it."""
-    model = VanillaTransformerForConditionalGeneration(tiny(d_k=16, d_v=16)).eval()
+    model = VanillaTransformerForConditionalGeneration(tiny()).eval()
     model.set_attn_implementation(implementation)
     source, target = torch.randint(5, 19, (1, 6)), torch.randint(5, 19, (1, 5))
 
@@ -393,7 +355,7 @@ def test_encoder_layer(layer_norm_position: str, activation: str) -> None:
 
     def attend(rows: Array) -> Array:
         everyone = np.ones((5, 5), dtype=bool)
-        return naive_attention(under(w, "self_attn"), rows, rows, 4, everyone)[0]
+        return naive_attention(under(w, "self_attn"), rows, rows, config.num_heads, everyone)[0]
 
     def feed(rows: Array) -> Array:
         return naive_feed_forward(w, rows, activation)
@@ -421,11 +383,13 @@ def test_decoder_layer(layer_norm_position: str) -> None:
     mask = torch.full((1, 1, 5, 5), torch.finfo(torch.float32).min).triu(1)
 
     def attend(rows: Array) -> Array:
-        return naive_attention(under(w, "self_attn"), rows, rows, 4, np.tri(5, dtype=bool))[0]
+        return naive_attention(
+            under(w, "self_attn"), rows, rows, config.num_heads, np.tri(5, dtype=bool)
+        )[0]
 
     def look(rows: Array) -> Array:
         everyone = np.ones((5, 3), dtype=bool)
-        return naive_attention(under(w, "cross_attn"), rows, memory, 4, everyone)[0]
+        return naive_attention(under(w, "cross_attn"), rows, memory, config.num_heads, everyone)[0]
 
     def feed(rows: Array) -> Array:
         return naive_feed_forward(w, rows)

@@ -6,7 +6,6 @@ import math
 import os
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from tests.conftest import build, tiny
 from vanilla_transformer import (
     VanillaTransformerConfig,
     VanillaTransformerDecoder,
@@ -72,51 +72,10 @@ TYINGS: dict[str, dict[str, Any]] = {
     "decoder, two vocabularies": {"decoder_vocab_size": 23},
     "none, two vocabularies": {"decoder_vocab_size": 23, "tie_word_embeddings": False},
 }
-IMPLEMENTATIONS = [
-    "eager",
-    "sdpa",
-    # It is compiled for every shape.
-    pytest.param("flex_attention", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
-]
 Builder = type[VanillaTransformerPreTrainedModel]
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def implementation(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name == "flex_attention" and not torch.cuda.is_available() and not shutil.which("g++"):
-        pytest.skip("FlexAttention on a CPU needs a C++ compiler (g++), and there is none")
-    return name
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
-def tiny(**overrides: Any) -> VanillaTransformerConfig:
-    arguments: dict[str, Any] = {
-        "vocab_size": V,
-        "d_model": D,
-        "d_ff": 24,
-        "num_heads": 2,
-        "d_k": 16,
-        "d_v": 16,
-        "num_encoder_layers": 2,
-        "num_decoder_layers": 3,
-        "dropout": 0.0,
-        **overrides,
-    }
-    return VanillaTransformerConfig(**arguments)
-
-
-def build(cls: Builder, **overrides: Any) -> VanillaTransformerPreTrainedModel:
-    """A model without a gain of one or a bias of zero, in evaluation mode."""
-    model = cls(tiny(**overrides)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def tokens(*shape: int, high: int = 23) -> torch.Tensor:
@@ -1049,6 +1008,8 @@ for path in sys.argv[1:]:
             gradient = gradient.full_tensor()
         torch.testing.assert_close(gradient, expected[name].grad, rtol=1e-4, atol=1e-5)
     print("alike")
+# Left to the interpreter's end, a process group may abort in it.
+torch.distributed.destroy_process_group()
 """
 
 

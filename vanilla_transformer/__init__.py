@@ -1,9 +1,11 @@
 """The Transformer of "Attention Is All You Need" as a Hugging Face model package.
 
-Importing it registers the model with transformers' Auto classes.
+Importing it registers the model with transformers' Auto classes, and lets `generate` decode by the
+lean loop where that gives the same tokens.
 """
 
 from .configuration_vanilla_transformer import PAPER_ARCHITECTURES, VanillaTransformerConfig
+from .generation import lean_generate
 from .modeling_vanilla_transformer import (
     VanillaTransformerDecoder,
     VanillaTransformerDecoderModel,
@@ -38,3 +40,4 @@ __all__ = [
 ]
 
 register()
+VanillaTransformerForConditionalGeneration._lean_generate = lean_generate

@@ -88,6 +88,9 @@ class VanillaTransformerConfig(PreTrainedConfig):
         layer_norm_position: `"post"` normalises after the residual sum (the paper, 3.1);
             `"pre"` normalises each sub-layer's input and the output of each stack
             (Tensor2Tensor v2).
+        final_layer_norm: Whether each stack ends with a norm of its own. `None`: with
+            `layer_norm_position="pre"` alone. `torch.nn.Transformer` always has them, so with
+            `"post"` one on top of the last layer's.
         layer_norm_eps: The paper gives none; 1e-6 is that of its authors' Tensor2Tensor.
             transformers' Marian and FSMT, and fairseq, have 1e-5.
         position_encoding: How position p and the pair of dimensions i become numbers:
@@ -115,6 +118,9 @@ class VanillaTransformerConfig(PreTrainedConfig):
             rows start at zero, so that a translation checkpoint starts as it was.
         has_no_answer: Whether the question answering head may say that the context holds no
             answer (SQuAD v2.0).
+        no_answer_threshold: A question is left unanswered where the logits of "no answer" exceed
+            those of the best span by more than this; fitted on validation data. None always
+            answers.
         pooling: What the sequence classifier reads: `"mean"` or `"max"` over the real tokens of
             the encoder, or `"decoder"`: the state of one decoder step that attends to them.
         pad_token_id, bos_token_id, eos_token_id: Ids in the vocabularies.
@@ -180,6 +186,7 @@ class VanillaTransformerConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     label_smoothing: float | int = 0.1
     layer_norm_position: Literal["post", "pre"] = "post"
+    final_layer_norm: bool | None = None
     layer_norm_eps: float = 1e-6
     position_encoding: Literal[
         "interleaved", "concatenated", "concatenated_inclusive", "learned"
@@ -194,6 +201,7 @@ class VanillaTransformerConfig(PreTrainedConfig):
     output_bias: bool = False
     num_segments: int = 0
     has_no_answer: bool = False
+    no_answer_threshold: float | None = None
     pooling: Literal["mean", "max", "decoder"] = "mean"
     pad_token_id: int = 0
     bos_token_id: int | None = 1
@@ -226,6 +234,8 @@ class VanillaTransformerConfig(PreTrainedConfig):
                             f"try d_model={nearest} or set {name}"
                         )
                     setattr(self, name, self.d_model // self.num_heads)
+        if self.final_layer_norm is None:
+            self.final_layer_norm = self.layer_norm_position == "pre"
         if self.decoder_d_ff is None:
             self.decoder_d_ff = self.d_ff
         if self.share_embeddings is None:

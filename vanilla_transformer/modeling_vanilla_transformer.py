@@ -12,7 +12,7 @@ import copy
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -45,6 +45,10 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_vanilla_transformer import VanillaTransformerConfig
+
+if TYPE_CHECKING:
+    # Not used here: what a model's code is saved with is what this file names.
+    from .pipeline_vanilla_transformer import TranslationPipeline as _TranslationPipeline  # noqa: F401
 
 # Labels of padding and of whatever else the loss leaves out.
 IGNORE_INDEX = -100
@@ -156,6 +160,171 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+class _SpreadRows(torch.autograd.Function):
+    """`[N, d]` to `[R, d]` by `rows` `[R]`, in which rows that stand for padding repeat others.
+
+    `places` `[N]` says where each row itself went. Nothing is ever learned from padding, so that
+    the gradient is read there, which costs a tenth of summing over all that `rows` names.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, packed: torch.Tensor, rows: torch.Tensor, places: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(places)
+        return packed.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        return grad.index_select(0, places), None, None
+
+
+class _CollectRows(torch.autograd.Function):
+    """`[R, d]` to `[N, d]` by `places` `[N]`, all different; what stands elsewhere is padding."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(places)
+        ctx.count = rows.shape[0]
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (places,) = ctx.saved_tensors
+        spread = grad.new_zeros(ctx.count, *grad.shape[1:])
+        return spread.index_copy_(0, places, grad), None
+
+
+class PackedTokens:
+    """The real tokens of a padded batch side by side: `[N, d]` for `[B, L, d]`.
+
+    What a Transformer computes for each token by itself (3.3: linear layers, norms, dropout) it
+    computes for these rows alone; attention sees them through `PackedAttention`.
+
+    Args:
+        is_real: `[B, L]`; padding may be anywhere, but no row may be all padding.
+    """
+
+    def __init__(self, is_real: torch.Tensor):
+        self.shape = is_real.shape
+        self.places = is_real.flatten().nonzero().squeeze(1)
+        self.lengths = is_real.sum(dim=1)
+        # The packed row in which a sentence begins.
+        self.starts = self.lengths.cumsum(0) - self.lengths
+
+    def pack(self, padded: torch.Tensor) -> torch.Tensor:
+        """`[B, L, ...]`, or `[1, L, ...]` for all alike, to `[N, ...]`."""
+        padded = padded.expand(*self.shape, *padded.shape[2:])
+        return _CollectRows.apply(padded.flatten(0, 1), self.places)
+
+    def unpack(self, packed: torch.Tensor) -> torch.Tensor:
+        """`[N, d]` to `[B, L, d]`, zero where padding is."""
+        padded = packed.new_zeros(self.shape.numel(), packed.shape[-1])
+        return padded.index_copy(0, self.places, packed).view(*self.shape, -1)
+
+    def rows_of(self, sentences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed rows of some sentences `[b]`, and which of them are no padding: both `[b, l]`."""
+        lengths = self.lengths[sentences].unsqueeze(1)
+        steps = torch.arange(int(lengths.max()), device=sentences.device)
+        return self.starts[sentences].unsqueeze(1) + steps.minimum(lengths - 1), steps < lengths
+
+
+class PackedAttention:
+    """Who attends to whom among packed tokens: takes an attention mask's place.
+
+    Attention alone needs sentences apart. They come in padded blocks of like length, so that the
+    longest sentence of a batch does not set the cost of all.
+
+    Args:
+        queries: The tokens that attend.
+        keys: Those attended to, of the same sentences: `queries` itself, or the source.
+        is_causal: Whether a token sees only itself and those before.
+    """
+
+    def __init__(self, queries: PackedTokens, keys: PackedTokens, is_causal: bool):
+        self.masks: list[torch.Tensor | None] = []
+        # Of each block: sentences, longest query, longest key.
+        self.shapes: list[tuple[int, int, int]] = []
+        rows: list[tuple[torch.Tensor, ...]] = []
+        for sentences in self._blocks(torch.maximum(queries.lengths, keys.lengths)):
+            query_rows, is_query = queries.rows_of(sentences)
+            key_rows, is_key = keys.rows_of(sentences)
+            self.shapes.append((len(sentences), query_rows.shape[1], key_rows.shape[1]))
+            # Padding comes last, where a causal attention does not look.
+            is_open = is_causal or bool(is_key.all())
+            self.masks.append(None if is_open else is_key[:, None, None, :])
+            rows.append(tuple(x.flatten() for x in (query_rows, is_query, key_rows, is_key)))
+        self.query_rows, is_query, self.key_rows, is_key = map(torch.cat, zip(*rows, strict=True))
+        self.query_places = self._places(self.query_rows, is_query)
+        self.key_places = self._places(self.key_rows, is_key)
+
+    @staticmethod
+    def _blocks(lengths: torch.Tensor) -> list[torch.Tensor]:
+        """Sentences, longest first, in groups none of which is below 3/4 of its group's longest."""
+        sorted_lengths, order = lengths.sort(descending=True, stable=True)
+        sizes: list[int] = []
+        longest = 0
+        for length in sorted_lengths.tolist():
+            if not sizes or length < 0.75 * longest:
+                sizes.append(0)
+                longest = length
+            sizes[-1] += 1
+        return list(order.split(sizes))
+
+    @staticmethod
+    def _places(rows: torch.Tensor, is_real: torch.Tensor) -> torch.Tensor:
+        """Where each packed row stands among `rows`."""
+        positions = is_real.nonzero().squeeze(1)
+        places = torch.empty_like(positions)
+        places[rows[positions]] = positions
+        return places
+
+    def attend(
+        self,
+        attend: Callable,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        d_k: int,
+        d_v: int,
+        scaling: float,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Attention block by block, by an implementation of transformers' attention interface.
+
+        Args:
+            attend: The implementation, one that takes masks as SDPA does.
+            module: The attention layer.
+            query: `[N, h d_k]`.
+            key: `[M, h d_k]`.
+            value: `[M, h d_v]`.
+            d_k: Of one head.
+            d_v: Of one head.
+            scaling: 1 / sqrt(d_k).
+
+        Returns:
+            `[N, h d_v]`.
+        """
+        query_sizes = [count * length for count, length, _ in self.shapes]
+        key_sizes = [count * length for count, _, length in self.shapes]
+        queries = _SpreadRows.apply(query, self.query_rows, self.query_places).split(query_sizes)
+        keys = _SpreadRows.apply(key, self.key_rows, self.key_places).split(key_sizes)
+        values = _SpreadRows.apply(value, self.key_rows, self.key_places).split(key_sizes)
+        attended = []
+        for (count, *_), mask, *block in zip(
+            self.shapes, self.masks, queries, keys, values, strict=True
+        ):
+            q, k, v = (
+                rows.view(count, -1, rows.shape[-1] // size, size).transpose(1, 2)
+                for rows, size in zip(block, (d_k, d_k, d_v), strict=True)
+            )
+            output = attend(module, q, k, v, mask, scaling=scaling, dropout=0.0, **kwargs)[0]
+            attended.append(output.reshape(-1, value.shape[-1]))
+        return _CollectRows.apply(torch.cat(attended), self.query_places)
+
+
 class VanillaTransformerAttention(nn.Module):
     """Multi-head attention (3.2.2), as self-attention and as encoder-decoder attention.
 
@@ -182,11 +351,13 @@ class VanillaTransformerAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         key_value_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | PackedAttention | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attends from `hidden_states` `[B, L, d]` to itself or to `key_value_states` `[B, S, d]`.
+
+        With a `PackedAttention` for a mask both are packed, `[N, d]` and `[M, d]`.
 
         The cached keys and values of encoder-decoder attention are projected at the first step and
         only read after it: the encoder's output does not change while the decoder writes.
@@ -194,6 +365,24 @@ class VanillaTransformerAttention(nn.Module):
         Returns:
             Output `[B, L, d]`, and weights `[B, h, L, K]` where the implementation has them.
         """
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        if isinstance(attention_mask, PackedAttention):
+            source = hidden_states if key_value_states is None else key_value_states
+            attended = attention_mask.attend(
+                attend,
+                self,
+                self.q_proj(hidden_states),
+                self.k_proj(source),
+                self.v_proj(source),
+                self.d_k,
+                self.d_v,
+                self.scaling,
+                **kwargs,
+            )
+            return self.o_proj(attended), None
+
         shape = hidden_states.shape[:-1]
         # The number of heads is inferred: tensor parallelism leaves each process a part of them.
         query = self.q_proj(hidden_states).view(*shape, -1, self.d_k).transpose(1, 2)
@@ -217,9 +406,6 @@ class VanillaTransformerAttention(nn.Module):
                 if is_cross_attention and isinstance(past_key_values, EncoderDecoderCache):
                     past_key_values.is_updated[self.layer_idx] = True
 
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
         attended, weights = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0, **kwargs
         )
@@ -518,9 +704,40 @@ class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.d_model)
         self.dropout = VanillaTransformerDropout(config.dropout)
         self.layers = layers
-        if config.layer_norm_position == "pre":
+        if config.final_layer_norm:
             self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
+
+    def can_pack(self, *masks: torch.Tensor | None, **kwargs: Any) -> bool:
+        """Whether the layers may be given packed tokens: nobody will see that they are.
+
+        A layout for training on a CPU, where padding costs what tokens cost.
+
+        Args:
+            *masks: `[B, L]` of each side; the packed layout needs one of all, and a token in
+                every row.
+            **kwargs: What the caller of `forward` asks for.
+        """
+        if not self.training or torch.compiler.is_compiling():
+            return False
+        is_recorded = any(
+            kwargs.get(name, getattr(self.config, name, False))
+            for name in ("output_hidden_states", "output_attentions")
+        )
+        if is_recorded or self.config._attn_implementation != "sdpa":
+            return False
+        for mask in masks:
+            if mask is None or mask.ndim != 2 or mask.device.type != "cpu":
+                return False
+            if not mask.any(dim=1).all():
+                return False
+        # Others' hooks expect `[B, L, d]`. transformers' own, which stay in place once something
+        # was recorded, do nothing while nothing is.
+        return not any(
+            not hook.__module__.startswith("transformers.")
+            for layer in self.layers
+            for hook in (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
+        )
 
     def embed(
         self,
@@ -529,6 +746,8 @@ class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
         segments: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Embeddings times sqrt(d_model) plus positions, then dropout (3.4, 3.5, 5.4).
+
+        Packed tokens, `[N, d]` and `[N]`, will do as well.
 
         Args:
             inputs_embeds: `[B, L, d]`, rows of the embedding matrix or whatever stands for them.
@@ -539,9 +758,14 @@ class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
         if self.config.position_encoding == "learned":
             positions = self.embed_positions(position_ids)
         else:
+            where = None
+            if position_ids.ndim == 1:
+                # Of packed tokens many share a position; a sine costs as much as a row of products.
+                position_ids, where = position_ids.unique(return_inverse=True)
             positions = sinusoidal_positions(
                 position_ids, self.config.d_model, self.config.position_encoding
             ).to(inputs_embeds.dtype)
+            positions = positions if where is None else positions[where]
         embedded = inputs_embeds * math.sqrt(self.config.d_model) + positions
         return self.dropout(embedded if segments is None else embedded + segments)
 
@@ -636,19 +860,27 @@ class VanillaTransformerEncoder(VanillaTransformerStack):
                 position_ids = position_ids_from_mask(attention_mask)
             else:
                 position_ids = torch.arange(length, device=inputs_embeds.device).unsqueeze(0)
-        mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
-        )
-        segments = None
-        if self.config.num_segments:
-            if token_type_ids is None:
-                token_type_ids = self.derive_segments(input_ids, attention_mask)
-            segments = self.embed_segments(token_type_ids)
+        if self.config.num_segments and token_type_ids is None:
+            token_type_ids = self.derive_segments(input_ids, attention_mask)
+        tokens = None
+        if attention_mask is not None and self.can_pack(attention_mask, **kwargs):
+            tokens = PackedTokens(attention_mask.bool())
+            inputs_embeds, position_ids = map(tokens.pack, (inputs_embeds, position_ids))
+            if token_type_ids is not None:
+                token_type_ids = tokens.pack(token_type_ids)
+            mask = PackedAttention(tokens, tokens, is_causal=False)
+        else:
+            mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
+            )
+        segments = self.embed_segments(token_type_ids) if self.config.num_segments else None
         hidden_states = self.embed(inputs_embeds, position_ids, segments)
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, **kwargs)
-        if self.config.layer_norm_position == "pre":
+        if self.config.final_layer_norm:
             hidden_states = self.layer_norm(hidden_states)
+        if tokens is not None:
+            hidden_states = tokens.unpack(hidden_states)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
     def derive_segments(
@@ -747,20 +979,32 @@ class VanillaTransformerDecoder(VanillaTransformerStack):
             else:
                 position_ids = torch.arange(length, device=inputs_embeds.device) + past_length
                 position_ids = position_ids.unsqueeze(0)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=getattr(past_key_values, "self_attention_cache", past_key_values),
-        )
-        encoder_mask = None
+        masks = [attention_mask]
         if encoder_hidden_states is not None:
-            encoder_mask = create_bidirectional_mask(
+            masks.append(encoder_attention_mask)
+        encoder_mask: Any = None
+        tokens = None
+        if past_key_values is None and self.can_pack(*masks, **kwargs):
+            tokens, *sources = (PackedTokens(mask.bool()) for mask in masks if mask is not None)
+            inputs_embeds, position_ids = map(tokens.pack, (inputs_embeds, position_ids))
+            mask = PackedAttention(tokens, tokens, is_causal=True)
+            if encoder_hidden_states is not None:
+                encoder_hidden_states = sources[0].pack(encoder_hidden_states)
+                encoder_mask = PackedAttention(tokens, sources[0], is_causal=False)
+        else:
+            mask = create_causal_mask(
                 config=self.config,
                 inputs_embeds=inputs_embeds,
-                attention_mask=encoder_attention_mask,
-                encoder_hidden_states=encoder_hidden_states,
+                attention_mask=attention_mask,
+                past_key_values=getattr(past_key_values, "self_attention_cache", past_key_values),
             )
+            if encoder_hidden_states is not None:
+                encoder_mask = create_bidirectional_mask(
+                    config=self.config,
+                    inputs_embeds=inputs_embeds,
+                    attention_mask=encoder_attention_mask,
+                    encoder_hidden_states=encoder_hidden_states,
+                )
         hidden_states = self.embed(inputs_embeds, position_ids)
         for layer in self.layers:
             hidden_states = layer(
@@ -772,8 +1016,10 @@ class VanillaTransformerDecoder(VanillaTransformerStack):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-        if self.config.layer_norm_position == "pre":
+        if self.config.final_layer_norm:
             hidden_states = self.layer_norm(hidden_states)
+        if tokens is not None:
+            hidden_states = tokens.unpack(hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states, past_key_values=past_key_values
         )
@@ -1009,6 +1255,13 @@ def shift_right(
     is_padding = (seen == 0) | (previous == IGNORE_INDEX)
     shifted = previous.masked_fill(is_padding, pad_token_id).masked_fill(is_first, start_token_id)
     return shifted, (seen > 0) | is_first
+
+
+def until_last_label(labels: torch.Tensor) -> torch.Tensor:
+    """True up to the last label of each row of `labels` `[B, T]`, and at the first position."""
+    until_last = (labels != IGNORE_INDEX).flip(-1).cumsum(dim=-1).flip(-1) > 0
+    until_last[:, 0] = True
+    return until_last
 
 
 def mean_over_items(
@@ -1327,6 +1580,10 @@ class VanillaTransformerForConditionalGeneration(
       tokens beyond its source, 50 by default (6.1), each sentence by its own length.
     """
 
+    # A faster way to the same tokens, for arguments that it knows; it returns None for others.
+    # Importing the package sets it. Alone, on the Hub, this file does without.
+    _lean_generate: Callable | None = None
+
     def __init__(self, config: VanillaTransformerConfig):
         config = as_encoder_decoder(config)
         super().__init__(config)
@@ -1393,6 +1650,17 @@ class VanillaTransformerForConditionalGeneration(
             )
             if decoder_attention_mask is None:
                 decoder_attention_mask = start_mask
+                if self.training:
+                    # Nothing before the last label sees what comes after it (see `can_pack`).
+                    decoder_attention_mask = start_mask & until_last_label(labels)
+        elif (
+            labels is not None
+            and decoder_attention_mask is None
+            and self.training
+            and labels.device.type == "cpu"
+        ):
+            # Collators make the decoder's input and no mask for it.
+            decoder_attention_mask = until_last_label(labels)
         outputs: Seq2SeqModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -1447,6 +1715,10 @@ class VanillaTransformerForConditionalGeneration(
             **kwargs: Everything else `GenerationMixin.generate` takes, and this class's two fields.
         """
         self._complete_generation_config()
+        if self._lean_generate is not None and not logits_processor:
+            found = self._lean_generate(inputs, generation_config, kwargs)
+            if found is not None:
+                return found
         settings = generation_config if generation_config is not None else self.generation_config
 
         def setting(name: str) -> Any:
