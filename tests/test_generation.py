@@ -34,6 +34,7 @@ from vanilla_transformer.generation import (
     Hypothesis,
     TranslationReport,
     translate,
+    translation,
 )
 from vanilla_transformer.modeling_vanilla_transformer import OutputLengthLimit, PaperLengthPenalty
 from vanilla_transformer.tokenization import train_tokenizer
@@ -1117,16 +1118,16 @@ def test_a_translation_does_not_depend_on_its_neighbours(translator, tokenizer, 
 
 
 @pytest.fixture
-def batches(translator, monkeypatch) -> list[tuple[int, int]]:
-    """Shapes of the sources that reach the model."""
+def batches(monkeypatch) -> list[tuple[int, int]]:
+    """Sentences and longest source of the batches that are translated."""
     shapes: list[tuple[int, int]] = []
-    generate = type(translator).generate
+    translate_batch = translation._translate_batch
 
-    def recording(self: Any, *args: Any, **kwargs: Any) -> Any:
-        shapes.append(tuple(kwargs["input_ids"].shape))
-        return generate(self, *args, **kwargs)
+    def recording(model: Any, tokenizer: Any, sources: list[list[int]], *args: Any) -> Any:
+        shapes.append((len(sources), max(map(len, sources))))
+        return translate_batch(model, tokenizer, sources, *args)
 
-    monkeypatch.setattr(type(translator), "generate", recording)
+    monkeypatch.setattr(translation, "_translate_batch", recording)
     return shapes
 
 
