@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from vanilla_transformer.data import corpora
+from vanilla_transformer.data import readers
 from vanilla_transformer.data.corpora import hold_out, load_parallel
 
 PAIRS = [
@@ -320,7 +320,7 @@ def test_second_load_comes_from_the_cache_until_the_file_changes(tmp_path, monke
     path = write_jsonl(tmp_path / "pairs.jsonl", [*EN_DE, {"en": "", "de": ""}])
     first, report = load(path, tmp_path)
     with monkeypatch.context() as broken:
-        broken.setitem(corpora._READERS, ".jsonl", None)
+        broken.setitem(readers.READERS, ".jsonl", None)
         assert load(path, tmp_path) == (first, report)
     before = path.stat()
     write_jsonl(path, [{"en": "new", "de": "neu"}])
@@ -360,6 +360,20 @@ def test_what_is_held_out_does_not_depend_on_the_order_of_the_corpus():
         for order in (texts, texts[::-1])
     ]
     assert chosen[0] == chosen[1]
+
+
+def test_a_text_of_any_column_is_held_out_with_all_its_rows():
+    contexts = [f"context {number // 3}" for number in range(90)]
+    questions = Dataset.from_dict({"context": contexts, "question": [f"q{n}" for n in range(90)]})
+    train, held_out = hold_out(questions, 4, column="context")
+    assert len(set(held_out["context"])) == 4
+    assert (len(held_out), len(train)) == (12, 78)
+    assert not set(train["context"]) & set(held_out["context"])
+    # The same texts are chosen, whatever the column is called.
+    renamed = questions.rename_column("context", "source")
+    assert hold_out(renamed, 4)[1]["question"] == held_out["question"]
+    with pytest.raises(ValueError, match="below the 30 different texts in the column context"):
+        hold_out(questions, 30, column="context")
 
 
 @pytest.mark.parametrize("count", [0, 3])

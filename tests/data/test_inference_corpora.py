@@ -300,8 +300,9 @@ def test_shards_folders_and_saved_sets(tmp_path):
     for shard, label in enumerate((0, 2)):
         name = f"train-0000{shard}-of-00002.parquet"
         write_parquet(tmp_path / "data" / name, rows_of(label), REVERSED)
-    dataset, _ = load_inference(tmp_path, "train")
+    dataset, report = load_inference(tmp_path, "train")
     assert names_of(dataset) == ["contradiction", "entailment"]
+    assert report.corpus == str(tmp_path / "train")
     with pytest.raises(ValueError, match="no split 'test'; it has train"):
         load_inference(tmp_path, "test")
     DatasetDict(dev=dataset).save_to_disk(str(tmp_path / "saved"))

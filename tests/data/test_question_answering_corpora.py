@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from vanilla_transformer.data.question_answering_corpora import (
+    CLOZE_RATES,
+    ClozeRates,
     QuestionsReport,
+    cloze_questions,
     load_question_answering,
 )
 
@@ -309,6 +314,30 @@ def test_bad_rows_are_skipped_counted_and_named(
     assert [place.rsplit("/")[-1] for place in report.rows[reason]] == ["rows.jsonl, line 2"]
 
 
+def test_questions_to_predict_need_no_answers(load: Load) -> None:
+    bare = {name: value for name, value in ROW.items() if name not in ("answers", "answer")}
+    rows = [
+        {**bare, "id": "none"},
+        {**bare, "id": "null", "answers": None},
+        {**bare, "id": "hidden", "answers": [], "is_impossible": False},
+        {**ROW, "id": "known"},
+    ]
+    kept, report = load(rows, keep_unanswered=True)
+    assert [(row["id"], bool(row["answers"]["text"])) for row in kept] == [
+        ("none", False),
+        ("null", False),
+        ("hidden", False),
+        ("known", True),
+    ]
+    assert (report.kept, report.skipped) == (4, {})
+    # Without the option the last is all that can be used, also from the same cache.
+    kept, report = load(rows[2:])
+    assert [row["id"] for row in kept] == ["known"]
+    assert report.skipped == {"answer not published": 1}
+    with pytest.raises(ValueError, match="no column 'answers'"):
+        load(rows[:1])
+
+
 def test_report_names_the_first_rows_only(load: Load) -> None:
     _, report = load([ROW] + [{**ROW, "id": str(i), "question": ""} for i in range(9)])
     assert report.skipped == {"empty question": 9}
@@ -373,6 +402,143 @@ def test_wrong_arguments_are_refused(load: Load, tmp_path: Path) -> None:
         load("tiny_world", limit=0)
     with pytest.raises(ValueError, match="name: only for a corpus on the Hub"):
         load("tiny_world", name="x")
+
+
+# Questions made out of contexts
+
+
+CONTEXTS = [
+    CONTEXT + " Émile Zola, aged 46, had never seen snow before that winter.",
+    "The old mill ground 1,500 sacks a year. It stood (since 1820) near Castle Hill in Wales.",
+    "Nobody there had asked for a castle of cards; Émile built one from 52 playing cards.",
+    "Too short. Far too short!",
+]
+ASKED = {"in", "what", "year", "when", "how", "many", "much", "who", "which", "where", "why"}
+
+
+def test_cloze_questions_ask_a_sentence_of_the_context_for_a_span_of_it(load: Load) -> None:
+    made = cloze_questions(iter(CONTEXTS), 300, rates=ClozeRates(given=0.0))
+    assert made.features == load_question_answering("tiny_world", limit=1)[0].features
+    rows = list(made)
+    assert len({row["id"] for row in rows}) == len(rows) == 300
+    # Each context as often as any other, but the one with nothing to ask.
+    assert Counter(row["context"] for row in rows) == dict.fromkeys(CONTEXTS[:3], 100)
+    assert [row["context"] for row in rows] != CONTEXTS[:3] * 100
+    for row in rows:
+        text, found, start = answer(row)
+        assert text == found
+        words = re.findall(r"[\w,-]*\w", text)
+        assert 1 <= len(words) <= 4
+        # No part of a word, no sentence's end and no comma in it.
+        assert not row["context"][start - 1 : start].isalnum()
+        assert not row["context"][start + len(text)].isalnum()
+        assert not re.search(r"[.;(]|, ", text)
+        rest = Counter(re.findall(r"[\w,]*\w", row["context"].lower()))
+        rest.subtract(word.lower() for word in words)
+        asked = Counter(row["question"].lower().removesuffix("?").split())
+        assert all(rest[word] >= asked[word] or word in ASKED for word in asked), row
+        assert row["question"][0] == row["question"][0].upper()
+    # As load_question_answering reads it.
+    assert load(rows)[0] == rows
+
+
+def test_cloze_questions_are_the_same_again_and_others_for_another_seed() -> None:
+    first = list(cloze_questions(CONTEXTS, 40))
+    assert list(cloze_questions(CONTEXTS, 40, seed=1)) == first
+    assert list(cloze_questions(CONTEXTS, 20)) == first[:20]
+    for other in (
+        cloze_questions(CONTEXTS, 40, seed=2),
+        cloze_questions(CONTEXTS[::-1], 40),
+        cloze_questions(CONTEXTS, 40, rates=ClozeRates(kept=(0.1, 0.2))),
+    ):
+        assert [row["question"] for row in other] != [row["question"] for row in first]
+
+
+@pytest.mark.parametrize(
+    ("chances", "expected"),
+    [
+        ({"in_place": 1, "swapped": 0}, "That is where {} had been in the end?"),
+        ({"in_place": 0, "in_front": 1, "swapped": 0}, "{} That is where had been in the end?"),
+        ({"in_place": 0, "in_front": 0, "swapped": 0}, "That is where had been in the end?"),
+        ({"in_place": 1, "swapped": 1}, "Had been in the end {} That is where?"),
+        ({"given": 1, "swapped": 0}, "That is where Ada Lovelace had been in the end?"),
+        # The nearest; of two as near the earlier.
+        ({"in_place": 1, "swapped": 0, "longest": 3}, "Is where {} had?"),
+        (
+            {"in_place": 1, "swapped": 0, "kept": (0.0, 0.0)},
+            "That is where {} had been in the end?",
+        ),
+    ],
+)
+def test_cloze_rates_by_hand(chances: dict[str, Any], expected: str) -> None:
+    # A name of two words between words that are no answer; "end" is one, but far less likely.
+    context = "“That is where Ada Lovelace had been, in the end.”"
+    rates = ClozeRates(**{"kept": (1.0, 1.0), "names": 1e9, "given": 0.0, **chances})
+    rows = list(cloze_questions([context], 20, rates=rates))
+    assert {answer(row) for row in rows} == {("Ada Lovelace", "Ada Lovelace", 15)}
+    possible = {expected.format(word) for word in ("who", "what", "which", "where")}
+    if expected.startswith("{}"):
+        possible = {question[0].upper() + question[1:] for question in possible}
+    assert {row["question"] for row in rows} <= possible
+
+
+def test_half_of_the_cloze_questions_hold_their_answer() -> None:
+    context = "It was there that they had come to Paris with all of the others in it."
+    rows = list(cloze_questions([context], 1000, rates=ClozeRates(names=1e9)))
+    held = sum("paris" in row["question"].lower() for row in rows)
+    assert held / 1000 == pytest.approx(CLOZE_RATES.given, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("context", "expected", "words"),
+    [
+        ("It was there that they had 1,500 of them.", "1,500", {"how many", "how much", "what"}),
+        ("It was there in 1820 that they had it.", "1820", {"when", "what year", "in what year"}),
+        ("It was all of it $5.50 for them there.", "$5.50", {"how many", "how much", "what"}),
+        ("It was there that they had sung it.", "sung", {"what", "which", "how", "why"}),
+    ],
+)
+def test_cloze_question_words_suit_the_answer(context: str, expected: str, words: set[str]) -> None:
+    # "sung it", and the word at its end that is no answer taken off.
+    rates = ClozeRates(in_place=0, in_front=1, longer=1, given=0)
+    rows = list(cloze_questions([context], 60, rates=rates))
+    assert {row["answers"]["text"][0] for row in rows} == {expected}
+    found = {
+        word for word in words for row in rows if row["question"].lower().startswith(f"{word} ")
+    }
+    assert found == words
+
+
+def test_cloze_questions_keep_as_many_words_as_they_should_and_ask_for_names() -> None:
+    context = " ".join(["Once more", *["some word"] * 10, "came from Paris to that place."])
+    rows = list(cloze_questions([context], 2000, rates=ClozeRates(in_place=0, in_front=0, given=0)))
+    assert CLOZE_RATES.kept == (0.5, 0.9)
+    # 28 words, of which one or some are the answer; 16 at most are kept.
+    long = list(
+        cloze_questions(
+            [context], 2000, rates=ClozeRates(in_place=0, in_front=0, longest=99, given=0)
+        )
+    )
+    shares = [
+        len(row["question"].split()) / (28 - len(row["answers"]["text"][0].split())) for row in long
+    ]
+    assert sum(shares) / len(shares) == pytest.approx(0.7, abs=0.02)
+    assert min(shares) < 0.5
+    assert max(shares) > 0.9
+    assert max(len(row["question"].split()) for row in rows) == 16
+    # Four times as likely as each of: Once, ten times word, came, place.
+    asked = sum(row["answers"]["text"] == ["Paris"] for row in rows)
+    assert asked / 2000 == pytest.approx(4 / (4 + 13), abs=0.04)
+
+
+def test_cloze_questions_that_cannot_be_made_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"none of the 2 contexts has a sentence"):
+        # Too short, and no word that says anything.
+        cloze_questions([CONTEXTS[3], "It was there that they had been."], 3)
+    with pytest.raises(ValueError, match=r"none of the 0 contexts"):
+        cloze_questions([], 3)
+    with pytest.raises(ValueError, match=r"count \(0\) of cloze questions must be at least 1"):
+        cloze_questions(CONTEXTS, 0)
 
 
 @pytest.mark.slow

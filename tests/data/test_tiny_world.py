@@ -11,6 +11,7 @@ import math
 import re
 import time
 
+import numpy as np
 import pytest
 
 from vanilla_transformer.data.tiny_world import (
@@ -66,7 +67,7 @@ def test_text_is_the_same_on_every_machine():
     )
     # When the grammar changes on purpose, so does this; published results then change as well.
     assert hashlib.sha256(text.encode()).hexdigest() == (
-        "94471db32423ae8f9f56ed358e1ab7521795de15bfb2a14ada1e558362cd3c0f"
+        "5b0647227304f3179fa470c648d0a2a777e4acbd9792fde23513656c26cde2d6"
     )
 
 
@@ -515,3 +516,18 @@ def test_inference_splits_are_disjoint(inferences):
     hypotheses = {split: {row["hypothesis"] for row in inferences[split]} for split in SPLITS}
     for left, right in itertools.combinations(SPLITS, 2):
         assert hypotheses[left].isdisjoint(hypotheses[right])
+
+
+@pytest.mark.parametrize(("split", "expected"), [("train", 0.8), ("validation", 0.5)])
+def test_only_training_pairs_prefer_the_usual_form(split, expected):
+    """Of 60% the form is the usual one, and of the rest half: by clauses, and by denial."""
+    rows = [row for row in generate_inference(split, 9_600) if row["phenomenon"] == "negation"]
+    affirmed = np.mean([" not " not in row["hypothesis"] for row in rows])
+    about_first = np.mean(
+        [
+            row["premise"].partition(", but ")[0].endswith(row["hypothesis"].split()[-1][:-1])
+            for row in rows
+        ]
+    )
+    assert affirmed == pytest.approx(expected, abs=0.03)
+    assert about_first == pytest.approx(expected, abs=0.03)

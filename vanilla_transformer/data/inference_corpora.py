@@ -9,36 +9,24 @@ with it, and a set of bare numbers is refused until it is told what they mean.
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from . import tiny_world
-from .corpora import (
-    _READERS,
-    Record,
-    _dataset_rows,
-    _files_by_split,
-    _hub_dataset,
-    _no_such_split,
-    _of_one_kind,
-    _text,
-    _tsv_rows,
-    is_hub_id,
-)
+from . import readers, tiny_world
+from .readers import CorpusReport, Origin, is_hub_id
 
 # The position in the list is the id.
 LABELS = ("entailment", "neutral", "contradiction")
 TWO_WAY_LABELS = ("entailment", "not_entailment")
 
 # SNLI, MultiNLI, SICK and HANS come from their authors as tables that are called .txt.
-_TABLES = {**_READERS, ".txt": _tsv_rows}
+_TABLES = {**readers.READERS, ".txt": readers.read_tsv}
 
 # What the sets call their columns; the first that a row has is read.
 _PREMISE = ("premise", "sentence1", "sentence_A", "context")
@@ -84,23 +72,15 @@ _ROWS_NAMED = 5
 
 
 @dataclass
-class InferenceReport:
-    """What was read of a set, what was kept, and why the rest was skipped.
+class InferenceReport(CorpusReport):
+    """What was read, kept and skipped, as in `CorpusReport`, and which labels were met.
 
     Attributes:
-        corpus: The set, with its split or file.
-        read: Rows read.
-        kept: Rows kept.
-        skipped: Reason -> number of rows.
         skipped_rows: Reason -> where the first few of them stand.
         labels: Label as the set spells it -> what it was read as.
         per_label: Meaning -> number of rows kept.
     """
 
-    corpus: str
-    read: int = 0
-    kept: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
     skipped_rows: dict[str, list[str]] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     per_label: dict[str, int] = field(default_factory=dict)
@@ -167,28 +147,23 @@ def load_inference(
             split or column, text that is none, an unknown label, numbers without names, names
             that contradict the set's own, labels of both kinds of set, or nothing left to use.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit ({limit}) must be at least 1; leave it out to take every pair")
-    options = {
-        option: value
-        for option, value in (("name", name), ("revision", revision), ("data_dir", data_dir))
-        if value is not None
-    }
-    rows: Iterable[Record]
+    options = readers.check_options(
+        corpus, limit, {"name": name, "revision": revision, "data_dir": data_dir}, kind="set"
+    )
     own_names: Sequence[str] | None
     if is_hub_id(corpus):
-        rows, origin, own_names = _hub(str(corpus), split, options, cache_dir)
-    elif options:
-        raise ValueError(f"{', '.join(options)}: only for a set on the Hub, not {corpus}")
+        origin, own_names = _hub(str(corpus), split, options, cache_dir)
     elif corpus == "tiny_world":
-        rows, origin, own_names = _tiny_world_rows(split, limit), f"tiny_world {split}", LABELS
+        generate = tiny_world.generate_inference
+        origin = readers.find_tiny_world(split, limit, _TINY_WORLD_SIZES, "pair", generate)
+        own_names = LABELS
     else:
-        rows, origin, own_names = _local(Path(corpus).expanduser(), split)
+        origin, own_names = _local(Path(corpus).expanduser(), split)
 
-    names = _names_of_numbers(origin, own_names, label_names)
-    report = InferenceReport(origin)
+    names = _names_of_numbers(origin.name, own_names, label_names)
+    report = InferenceReport(origin.name)
     kept: list[dict[str, Any]] = []
-    for where, number, row in rows:
+    for where, number, row in origin.records():
         report.read += 1
         example = _example(row, where, number, split, names, keep_unlabelled, report)
         if example is None:
@@ -200,7 +175,7 @@ def load_inference(
     if not kept:
         counts = ", ".join(f"{count} {reason}" for reason, count in report.skipped.items())
         raise ValueError(
-            f"{origin}: nothing to use among {report.read} rows"
+            f"{origin.name}: nothing to use among {report.read} rows"
             + (f" ({counts})" if counts else "")
         )
     return _as_dataset(kept, names, report), report
@@ -224,8 +199,8 @@ def _example(
     if part is not None and part != {"validation": "TRIAL"}.get(split, split.upper()):
         report.skip("of another split", spot)
         return None
-    premise = _text(_column(row, _PREMISE, spot), where, number)
-    hypothesis = _text(_column(row, _HYPOTHESIS, spot), where, number)
+    premise = readers.check_text(_column(row, _PREMISE, spot), where, number)
+    hypothesis = readers.check_text(_column(row, _HYPOTHESIS, spot), where, number)
     for side, text in (("premise", premise), ("hypothesis", hypothesis)):
         if not text.strip():
             report.skip(f"empty {side}", spot)
@@ -366,22 +341,12 @@ def _as_dataset(
     return Dataset.from_dict(columns, features=Features(features))
 
 
-# Where rows come from: the rows, a name for messages, and the set's own label names
-
-
-def _tiny_world_rows(split: str, limit: int | None) -> Iterator[Record]:
-    """Rows of the embedded corpus."""
-    if split not in _TINY_WORLD_SIZES:
-        raise ValueError(_no_such_split("tiny_world", split, _TINY_WORLD_SIZES))
-    count = limit or _TINY_WORLD_SIZES[split]
-    pairs = tiny_world.generate_inference(cast(tiny_world.Split, split), count)
-    for number, pair in enumerate(pairs, start=1):
-        yield f"tiny_world {split}, pair", number, pair
+# Where rows come from, and the label names that come with them
 
 
 def _hub(
     corpus: str, split: str, options: dict[str, str], cache_dir: str | Path | None
-) -> tuple[Iterator[Record], str, Sequence[str] | None]:
+) -> tuple[Origin, Sequence[str] | None]:
     """Rows of a set on the Hub."""
     hub_id, defaults = _HUB_SETS.get(corpus, (corpus, {}))
     if hub_id in _SCRIPTS:
@@ -395,50 +360,34 @@ def _hub(
         split = f"{'dev' if split == 'validation' else split}_{anli_round}"
     if hub_id == "facebook/xnli" and "name" not in options:
         raise ValueError("XNLI comes by language; give name='en', name='de', ...")
-    dataset = cast(Dataset, _hub_dataset(corpus, hub_id, split, options, False, cache_dir))
+    dataset = cast(Dataset, readers.load_from_hub(corpus, hub_id, split, options, False, cache_dir))
     if hub_id == "facebook/xnli":
         dataset = dataset.add_column("language", [options["name"]] * len(dataset))
     return _of_dataset(f"{hub_id} {split}", dataset)
 
 
-def _local(path: Path, split: str) -> tuple[Iterable[Record], str, Sequence[str] | None]:
+def _local(path: Path, split: str) -> tuple[Origin, Sequence[str] | None]:
     """Rows of a file, or of one split of a folder."""
-    if path.is_dir() and any((path / f).is_file() for f in ("dataset_dict.json", "state.json")):
-        saved = datasets.load_from_disk(str(path))
-        if isinstance(saved, Dataset):
-            return _of_dataset(str(path), saved)
-        if split not in saved:
-            raise ValueError(_no_such_split(path, split, saved))
-        return _of_dataset(f"{path} {split}", saved[split])
-    paths = _split_files(path, split) if path.is_dir() else [path]
-    for one in paths:
-        if not one.is_file():
-            raise ValueError(f"{one}: no such file or folder; check the path")
-        if one.suffix not in _TABLES:
-            raise ValueError(
-                f"{one}: the kind of file is told by its name, one of {', '.join(_TABLES)}"
-            )
+    paths = [path]
+    if path.is_dir():
+        if (saved := readers.load_saved(path, split)) is not None:
+            return _of_dataset(*saved)
+        paths = readers.find_split_files(path, split, _TABLES)
+    origin = readers.from_files(paths, _TABLES)
     # Shards of one set agree, and where they do not, a number has no one meaning.
     all_names = {_parquet_names(one) for one in paths if one.suffix == ".parquet"} or {None}
     if len(all_names) > 1:
         raise ValueError(f"{path}: the files of {split} name their labels differently")
-    rows = (row for one in paths for row in _TABLES[one.suffix](one))
-    return rows, str(paths[0] if len(paths) == 1 else path / split), all_names.pop()
+    if len(paths) > 1:
+        origin = replace(origin, name=str(path / split))
+    return origin, all_names.pop()
 
 
-def _split_files(folder: Path, split: str) -> list[Path]:
-    """The files of a split: `<split>.<kind>` or its shards, of one kind."""
-    found = _files_by_split((folder, folder / "data"), _TABLES)
-    if split not in found:
-        raise ValueError(_no_such_split(folder, split, found))
-    return _of_one_kind(folder, split, found[split])
-
-
-def _of_dataset(name: str, dataset: Dataset) -> tuple[Iterator[Record], str, Sequence[str] | None]:
+def _of_dataset(name: str, dataset: Dataset) -> tuple[Origin, Sequence[str] | None]:
     """Rows and label names of a data set of `datasets`."""
     kinds = [dataset.features[column] for column in _LABEL if column in dataset.features]
     names = kinds[0].names if kinds and isinstance(kinds[0], ClassLabel) else None
-    return _dataset_rows(name, dataset), name, names
+    return readers.from_dataset(name, dataset), names
 
 
 def _parquet_names(path: Path) -> tuple[str, ...] | None:

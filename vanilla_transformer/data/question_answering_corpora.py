@@ -8,35 +8,18 @@ mended by a rule that is counted, or its question is left out.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import datasets
 from datasets import Dataset, Features, List, Value
 
-from . import tiny_world
-from .corpora import (
-    _TINY_WORLD_SIZES,
-    CorpusReport,
-    Record,
-    _dataset,
-    _file_identity,
-    _files_by_split,
-    _hub_dataset,
-    _json_rows,
-    _lines,
-    _memory_map,
-    _no_such_split,
-    _of_one_kind,
-    _Origin,
-    _parquet_rows,
-    _saved_to_disk,
-    _text,
-    is_hub_id,
-)
+from . import readers, tiny_world
+from .readers import CorpusReport, Origin, Reader, Record, is_hub_id
 
 _FEATURES = Features(
     {
@@ -58,6 +41,10 @@ _HUB_SETS: dict[str, tuple[str, dict[str, str]]] = {
     "trivia_qa": ("mandarjoshi/trivia_qa", {"name": "rc"}),
     "xquad": ("google/xquad", {"name": "xquad.en"}),
 }
+
+_TINY_WORLD_SIZES = {"train": 20_000, "validation": 1_000, "test": 1_000}
+
+_NOT_PUBLISHED = "answer not published"
 
 # How many rows the report names for each reason.
 _NAMED_ROWS = 5
@@ -106,6 +93,7 @@ def load_question_answering(
     name: str | None = None,
     revision: str | None = None,
     data_dir: str | None = None,
+    keep_unanswered: bool = False,
     cache_dir: str | Path | None = None,
     limit: int | None = None,
 ) -> tuple[Dataset, QuestionsReport]:
@@ -146,6 +134,8 @@ def load_question_answering(
         name: Configuration of a Hub corpus ("rc", "rc.nocontext", "xquad.de", ...).
         revision: Revision of a Hub corpus.
         data_dir: Folder in a Hub corpus.
+        keep_unanswered: Keep questions whose answers are not published, and take rows that have no
+            `answers` at all, to predict them: they look like questions without an answer.
         cache_dir: Where the memory-mapped copy goes; by default the cache of `datasets`.
         limit: Take the first `limit` usable questions (tiny_world: that many are made).
 
@@ -156,47 +146,51 @@ def load_question_answering(
         ValueError: If something is not as it must be, naming file, row and remedy: no such file,
             split or column, a malformed row, or nothing left to use.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit ({limit}) must be at least 1; leave it out to take every question")
-    options = {
-        option: value
-        for option, value in (("name", name), ("revision", revision), ("data_dir", data_dir))
-        if value is not None
-    }
+    options = readers.check_options(
+        corpus,
+        limit,
+        {"name": name, "revision": revision, "data_dir": data_dir},
+        unit="question",
+    )
     if is_hub_id(corpus):
         hub_id, defaults = _HUB_SETS.get(str(corpus), (str(corpus), {}))
-        loaded = _hub_dataset(str(corpus), hub_id, split, defaults | options, False, cache_dir)
-        origin = _dataset(f"{hub_id} {split}", loaded)
-    elif options:
-        raise ValueError(f"{', '.join(options)}: only for a corpus on the Hub, not {corpus}")
+        loaded = readers.load_from_hub(
+            str(corpus), hub_id, split, defaults | options, False, cache_dir
+        )
+        origin = readers.from_dataset(f"{hub_id} {split}", loaded)
     elif corpus == "tiny_world":
-        origin = _tiny_world(split, limit)
-    elif (path := Path(corpus).expanduser()).is_dir():
-        origin = _folder(path, split)
+        generate = tiny_world.generate_question_answering
+        origin = readers.find_tiny_world(split, limit, _TINY_WORLD_SIZES, "question", generate)
+    elif not (path := Path(corpus).expanduser()).is_dir():
+        origin = readers.from_files([path], _READERS)
+    elif (saved := readers.load_saved(path, split)) is not None:
+        origin = readers.from_dataset(*saved)
     else:
-        origin = _files([path])
+        origin = readers.from_files(readers.find_split_files(path, split, _READERS), _READERS)
 
     report = QuestionsReport(origin.name)
-    examples = partial(_usable_examples, origin, limit, report)
-    identity = ("question answering", _READER_VERSION, origin.identity, limit)
-    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "vanilla_transformer"
-    stem = folder / hashlib.sha256(repr(identity).encode()).hexdigest()
-    return _memory_map(examples, stem, report, _FEATURES)
+    examples = partial(_usable_examples, origin, limit, keep_unanswered, report)
+    identity = ("question answering", _READER_VERSION, origin.identity, limit, keep_unanswered)
+    return readers.memory_map(examples, identity, cache_dir, report, _FEATURES)
 
 
 # Rows to examples
 
 
 def _usable_examples(
-    origin: _Origin, limit: int | None, report: QuestionsReport
+    origin: Origin, limit: int | None, keep_unanswered: bool, report: QuestionsReport
 ) -> Iterator[dict[str, Any]]:
     """Yield the questions that can be used, counting in `report`."""
     seen: set[str] = set()
     for where, number, row in origin.records():
         place = f"{where} {number}"
+        if keep_unanswered and row.get("answers", row.get("answer")) is None:
+            row = {**row, "answers": []}
         for question in _questions(row, where, number):
             report.read += 1
             reason = "id that came before" if question.id in seen else _defect(question)
+            if reason == _NOT_PUBLISHED and keep_unanswered:
+                reason = None
             located: list[tuple[str, int]] = []
             mended: set[str] = set()
             if reason is None:
@@ -243,7 +237,7 @@ def _defect(question: _Question) -> str | None:
         return "is_impossible, and an answer"
     # Only text that can lack the answer can make a question without one.
     if not question.answers and (question.is_impossible is False or question.context is None):
-        return "answer not published"
+        return _NOT_PUBLISHED
     return None
 
 
@@ -325,16 +319,16 @@ def _questions(row: Mapping[str, Any], where: str, number: int) -> Iterator[_Que
     if isinstance(answers, Mapping) and "aliases" in answers:
         yield from _trivia_questions(row, answers, where, number)
         return
-    context = _text(row["context"], where, number) if "context" in row else None
+    context = readers.check_text(row["context"], where, number) if "context" in row else None
     given_id = row.get("id")
     yield _Question(
         # Some sets number their questions.
         id=str(given_id)
         if isinstance(given_id, int)
-        else _text(given_id, where, number) or str(number),
-        title=_text(row.get("title"), where, number),
+        else readers.check_text(given_id, where, number) or str(number),
+        title=readers.check_text(row.get("title"), where, number),
         context=context,
-        question=_text(row["question"], where, number),
+        question=readers.check_text(row["question"], where, number),
         answers=_answers(answers, where, number),
         is_impossible=row.get("is_impossible"),
     )
@@ -363,16 +357,21 @@ def _answers(answers: object, where: str, number: int) -> list[tuple[str, int | 
             raise ValueError(
                 f"{where} {number}: answer_start ({start!r}) must be a number of characters"
             )
-    return [(_text(text, where, number), start) for text, start in zip(texts, starts, strict=True)]
+    return [
+        (readers.check_text(text, where, number), start)
+        for text, start in zip(texts, starts, strict=True)
+    ]
 
 
 def _trivia_questions(
     row: Mapping[str, Any], answer: Mapping[str, Any], where: str, number: int
 ) -> Iterator[_Question]:
     """A row of TriviaQA: its question with each document, or alone if it has none."""
-    question_id = _text(row.get("question_id"), where, number) or str(number)
-    question = _text(row["question"], where, number)
-    aliases = [_text(alias, where, number) for alias in (answer["value"], *answer["aliases"])]
+    question_id = readers.check_text(row.get("question_id"), where, number) or str(number)
+    question = readers.check_text(row["question"], where, number)
+    aliases = [
+        readers.check_text(alias, where, number) for alias in (answer["value"], *answer["aliases"])
+    ]
     # The test split has the value "<unk>" and no alias.
     names = list(dict.fromkeys(name for name in aliases if name.strip() and name != "<unk>"))
     documents = []
@@ -391,8 +390,8 @@ def _trivia_questions(
     for filename, title, context in documents:
         yield _Question(
             f"{question_id}--{filename}",
-            _text(title, where, number),
-            _text(context, where, number),
+            readers.check_text(title, where, number),
+            readers.check_text(context, where, number),
             question,
             _aliases_in(context or "", names),
             is_impossible=False,
@@ -420,54 +419,9 @@ def _aliases_in(context: str, names: Sequence[str]) -> list[tuple[str, int | Non
 # Where rows come from
 
 
-def _tiny_world(split: str, limit: int | None) -> _Origin:
-    """Rows of the embedded corpus."""
-    if split not in _TINY_WORLD_SIZES:
-        raise ValueError(_no_such_split("tiny_world", split, _TINY_WORLD_SIZES))
-    count = limit or _TINY_WORLD_SIZES[split]
-    identity = ("tiny_world", split, count, _file_identity(Path(tiny_world.__file__)))
-    return _Origin(f"tiny_world {split}", partial(_tiny_world_rows, split, count), identity)
-
-
-def _tiny_world_rows(split: str, count: int) -> Iterator[Record]:
-    """Generated questions."""
-    rows = tiny_world.generate_question_answering(cast(tiny_world.Split, split), count)
-    for number, row in enumerate(rows, start=1):
-        yield f"tiny_world {split}, question", number, row
-
-
-def _folder(folder: Path, split: str) -> _Origin:
-    """Rows of one split of a folder."""
-    if (saved := _saved_to_disk(folder, split)) is not None:
-        return saved
-    found = _files_by_split((folder, folder / "data"), _READERS)
-    if split not in found:
-        raise ValueError(_no_such_split(folder, split, found))
-    return _files(_of_one_kind(folder, split, found[split]))
-
-
-def _files(paths: list[Path]) -> _Origin:
-    """Rows of one file, or of the shards of one split in order."""
-    for path in paths:
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file or folder; check the path")
-        if path.suffix not in _READERS:
-            raise ValueError(
-                f"{path}: the kind of file is told by its name, one of {', '.join(_READERS)}"
-            )
-    name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    return _Origin(name, partial(_file_rows, paths), tuple(map(_file_identity, paths)))
-
-
-def _file_rows(paths: list[Path]) -> Iterator[Record]:
-    """Rows of one file after the other."""
-    for path in paths:
-        yield from _READERS[path.suffix](path)
-
-
 def _squad_rows(path: Path) -> Iterator[Record]:
     """Questions of a file as SQuAD publishes it, or rows of any other JSON file."""
-    text = "".join(_lines(path))
+    text = "".join(readers.read_lines(path))
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -479,7 +433,7 @@ def _squad_rows(path: Path) -> Iterator[Record]:
             raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
         content = None
     if not (isinstance(content, dict) and "data" in content):
-        yield from _json_rows(path)
+        yield from readers.read_json(path)
         return
     for article_number, article in enumerate(content["data"]):
         for paragraph_number, paragraph in enumerate(
@@ -506,8 +460,223 @@ def _part(whole: object, key: str, where: str) -> list[Any]:
     return part
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+_READERS: dict[str, Reader] = {
     ".json": _squad_rows,
-    ".jsonl": _json_rows,
-    ".parquet": _parquet_rows,
+    ".jsonl": readers.read_json,
+    ".parquet": readers.read_parquet,
 }
+
+
+# Questions made out of contexts
+
+
+@dataclass(frozen=True)
+class ClozeRates:
+    """Everything by which chance has a say in `cloze_questions`.
+
+    Attributes:
+        kept: Least and greatest share of the sentence's other words that a question keeps.
+        in_place: How often a question word stands where the answer was.
+        in_front: How often it comes first; in the remaining cases there is none.
+        swapped: How often what comes after the answer is put before what comes before it.
+        names: How much likelier a capitalised word or a number is the answer than another word.
+        longer: How often an answer of other words goes on by a word, up to four.
+        longest: Words of a question; those nearest to the answer stay.
+        given: How often the question holds the answer in its place. A model that points at the
+            words of its question has learned to find equal words, from where it is a small step to
+            what stands beside them; without the first step it does not get to the second.
+    """
+
+    kept: tuple[float, float] = (0.5, 0.9)
+    in_place: float = 0.3
+    in_front: float = 0.5
+    swapped: float = 0.15
+    names: float = 4.0
+    longer: float = 0.4
+    longest: int = 16
+    given: float = 0.5
+
+
+CLOZE_RATES = ClozeRates()
+
+_ANSWER_WORDS = 4
+# Two of them are left to ask with, whatever the answer.
+_SENTENCE_WORDS = _ANSWER_WORDS + 2
+
+# A sentence ends with ".", "!" or "?", and quotes or brackets that close, before a capital letter
+# or a number, or with its line. "Dr. No" becomes two, which does no harm: one is too short.
+_SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*\s+(?=["'“‘(\[]*[A-ZÀ-ÖØ-Þ0-9])|\n+""")
+# "U.S", "1,000", "$5.50", "rock'n'roll", "20-year-old" and "50%" are one word each.
+_WORD = re.compile(r"[$€£]?\w+(?:[-'’.,/]\w+)*%?")
+
+# An answer neither is one of these nor begins or ends with one.
+_FUNCTION_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    a an the this that these those some any each every no such other another more most many much
+    few all both several own i you he she it we they him her us them me my your his its our their
+    who whom whose which what when where why how there here of in on at by for to from with without
+    as into onto over under between among through during before after since until about against
+    above below up down out off and or but nor so yet if because while although though however
+    than then also not only very too even just still is are was were be been being am has have had
+    having do does did done can could may might will would shall should must
+    """,
+    )
+)
+_QUESTION_WORDS = {
+    "year": ("when", "what year", "in what year"),
+    "number": ("how many", "how much", "what"),
+    "name": ("who", "what", "which", "where"),
+    "other": ("what", "which", "how", "why"),
+}
+
+
+def cloze_questions(
+    contexts: Iterable[str], count: int, *, seed: int = 1, rates: ClozeRates = CLOZE_RATES
+) -> Dataset:
+    """Make questions out of contexts alone: a span is the answer, its sentence's rest the question.
+
+    What an extractive model has to learn before all else is to match the words of the question with
+    the context's. One that starts from random weights does not learn it from SQuAD's 87,599
+    questions alone; of these there are as many as one likes. After Lewis et al. 2019,
+    "Unsupervised Question Answering by Cloze Translation", and Ram et al. 2021, "Few-Shot Question
+    Answering by Pretraining Span Selection".
+
+    The contexts are gone through in random order again and again. One sentence of each is chosen,
+    of six words or more, and in it up to four words that look like an answer: names and numbers as
+    long as they go on, or other words without a comma between them. Each word that is left comes
+    into the question with a probability drawn for this question, mostly with a question word that
+    suits the answer, or with the answer itself. A context without such a sentence is passed over.
+    The rules are for English; other languages that part their words and write capital letters will
+    do.
+
+    Args:
+        contexts: Texts, such as the different contexts of a training set.
+        count: How many questions.
+        seed: Another one gives other questions; the same gives the same.
+        rates: What is drawn how often.
+
+    Returns:
+        A memory-mapped set in the schema of `load_question_answering`.
+
+    Raises:
+        ValueError: `count` is below 1, or no context has a sentence to ask about.
+    """
+    if count < 1:
+        raise ValueError(f"count ({count}) of cloze questions must be at least 1")
+    texts = list(contexts)
+    examples = partial(_cloze_examples, texts, count, seed, rates)
+    content = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    # Other code makes other questions.
+    code = readers.file_identity(Path(__file__))
+    identity = ("cloze questions", code, content, count, seed, rates)
+    report = CorpusReport("cloze questions", len(texts), count)
+    return readers.memory_map(examples, identity, None, report, _FEATURES)[0]
+
+
+def _cloze_examples(
+    texts: Sequence[str], count: int, seed: int, rates: ClozeRates
+) -> Iterator[dict[str, Any]]:
+    """Yield the questions."""
+    usable = [(text, found) for text in texts if (found := _cloze_sentences(text))]
+    if not usable:
+        raise ValueError(
+            f"none of the {len(texts)} contexts has a sentence to make a question of: "
+            f"{_SENTENCE_WORDS} words, of which one may be an answer; give other contexts"
+        )
+    draw = random.Random(seed)
+    for number in range(count):
+        if number % len(usable) == 0:
+            draw.shuffle(usable)
+        context, sentences = usable[number % len(usable)]
+        words = list(_WORD.finditer(context, *draw.choice(sentences)))
+        first, last = _cloze_span(context, words, rates, draw)
+        start = words[first].start()
+        answer = context[start : words[last - 1].end()]
+        yield {
+            "id": f"cloze-{seed}-{number}",
+            "title": "",
+            "context": context,
+            "question": _cloze_question([word[0] for word in words], first, last, rates, draw),
+            "answers": {"text": [answer], "answer_start": [start]},
+        }
+
+
+def _cloze_sentences(context: str) -> list[tuple[int, int]]:
+    """Where the sentences that can be asked about begin and end."""
+    ends = [found.end() for found in _SENTENCE_END.finditer(context)]
+    usable = []
+    for sentence in zip([0, *ends], [*ends, len(context)], strict=True):
+        words = _WORD.findall(context, *sentence)
+        if len(words) >= _SENTENCE_WORDS and not _FUNCTION_WORDS.issuperset(map(str.lower, words)):
+            usable.append(sentence)
+    return usable
+
+
+def _cloze_span(
+    context: str, words: Sequence[re.Match[str]], rates: ClozeRates, draw: random.Random
+) -> tuple[int, int]:
+    """Choose the answer: its first word, and the one after its last."""
+    is_function = [word[0].lower() in _FUNCTION_WORDS for word in words]
+    is_name = [
+        not function and (word[0][0].isupper() or not word[0][0].isalpha())
+        for word, function in zip(words, is_function, strict=True)
+    ]
+    # A word that opens the sentence has its capital letter from there.
+    weights = [
+        0.0 if function else rates.names if name and place else 1.0
+        for place, (function, name) in enumerate(zip(is_function, is_name, strict=True))
+    ]
+    first = draw.choices(range(len(words)), weights)[0]
+    last = first + 1
+
+    def follows(place: int) -> bool:
+        between = context[words[place - 1].end() : words[place].start()]
+        return between.isspace() and last - first < _ANSWER_WORDS
+
+    while last < len(words) and follows(last):
+        if not (is_name[last] if is_name[first] else draw.random() < rates.longer):
+            break
+        last += 1
+    while is_function[last - 1]:
+        last -= 1
+    while is_name[first] and first > 0 and is_name[first - 1] and follows(first):
+        first -= 1
+    return first, last
+
+
+def _cloze_question(
+    words: Sequence[str], first: int, last: int, rates: ClozeRates, draw: random.Random
+) -> str:
+    """Ask for the words from `first` to before `last` with some of the others."""
+    others = [place for place in range(len(words)) if not first <= place < last]
+    share = draw.uniform(*rates.kept)
+    kept = [place for place in others if draw.random() < share] or others
+    kept.sort(key=lambda place: max(first - place, place - last + 1))
+    kept = sorted(kept[: rates.longest])
+    before = [words[place] for place in kept if place < first]
+    after = [words[place] for place in kept if place >= last]
+    if draw.random() < rates.swapped:
+        before, after = after, before
+    asked = draw.choice(_QUESTION_WORDS[_kind_of_answer(words[first])])
+    chance = draw.random()
+    if draw.random() < rates.given:
+        question = [*before, *words[first:last], *after]
+    elif chance < rates.in_place:
+        question = [*before, asked, *after]
+    elif chance < rates.in_place + rates.in_front:
+        question = [asked, *before, *after]
+    else:
+        question = [*before, *after]
+    text = " ".join(question)
+    return f"{text[0].upper()}{text[1:]}?"
+
+
+def _kind_of_answer(word: str) -> str:
+    """What an answer that begins with this word seems to be."""
+    if re.fullmatch(r"1\d{3}|20\d\d", word):
+        return "year"
+    if not word[0].isalpha():
+        return "number"
+    return "name" if word[0].isupper() else "other"
