@@ -294,6 +294,26 @@ def test_prediction_is_the_original_text(
         assert len(set(texts)) == len(texts) <= 20
 
 
+def test_prediction_is_the_original_text_where_punctuation_is_ignored() -> None:
+    rows = [
+        *ROWS,
+        question("inside", "He said: “The U.S.A., twenty-one (21) times!”", "U.S.A., twenty-one"),
+        question("edges", "It costs “$5.20”, no more.", "“$5.20”", text="?!"),
+        question("nothing", "... — !", "—"),
+    ]
+    learner = train_tokenizer([row["context"] for row in ROWS], 420, strip_punctuation=True)
+    budget = {"max_length": 30, "stride": 7, "max_question_length": 8}
+    dataset = Dataset.from_list(rows)
+    windows, report = encode_questions(dataset, learner, for_training=False, **budget)
+    predictions = predict_spans(dataset, windows, *perfect_logits(windows))
+    texts = {one.id: one.text for one in predictions}
+    for row in rows[:4]:
+        assert texts[row["id"]] == row["answers"]["text"][0]
+    # No token stands for what an answer has at its ends, and the metric leaves it out, too.
+    assert (texts["edges"], texts["nothing"]) == ("5.20", "")
+    assert (report.inexact_labels, report.questions_without_answer) == (1, 1)
+
+
 @pytest.mark.parametrize("max_answer_length", [1, 4, 100])
 def test_search_is_joint_and_over_all_windows(
     tokenizer: PreTrainedTokenizerBase, max_answer_length: int

@@ -1,13 +1,23 @@
 """What is said of a run before it starts, against what torch counts and keeps when it runs."""
 
 import dataclasses
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
-from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
+from vanilla_transformer import (
+    VanillaTransformerConfig,
+    VanillaTransformerForConditionalGeneration,
+    VanillaTransformerForMaskedLM,
+    VanillaTransformerForQuestionAnswering,
+    VanillaTransformerForSequenceClassification,
+)
+from vanilla_transformer.tokenization import train_tokenizer
 from vanilla_transformer.training.estimation import (
     CorpusSize,
     Shape,
@@ -15,12 +25,17 @@ from vanilla_transformer.training.estimation import (
     count_parameters,
     estimate_memory,
     estimate_run,
+    estimate_tokens,
+    measure_pairs,
     training_flops,
 )
 from vanilla_transformer.training.settings import TrainingSettings
 
 SENTENCES, SOURCE, TARGET, VOCABULARY = 16, 40, 30, 500
 SHAPE = Shape(SENTENCES * SOURCE, SENTENCES * TARGET, SOURCE, TARGET)
+# Of tasks that write no text.
+EXAMPLES = Shape(SENTENCES * SOURCE, SENTENCES, SOURCE, 1)
+MASKED = 6
 BASE = VanillaTransformerConfig(vocab_size=37_000)
 
 
@@ -37,12 +52,15 @@ def config_of(**changes: Any) -> VanillaTransformerConfig:
     return VanillaTransformerConfig(**{**arguments, **changes})
 
 
-def run_once(config: VanillaTransformerConfig, attention: str) -> tuple[int, int]:
+def run_once(
+    config: VanillaTransformerConfig,
+    attention: str,
+    model_class: type[PreTrainedModel] = VanillaTransformerForConditionalGeneration,
+) -> tuple[int, int]:
     """FLOPs that torch counts in a forward and backward pass, and bytes kept between them."""
-    model = VanillaTransformerForConditionalGeneration(config).train()
+    model = model_class(config).train()
     model.set_attn_implementation(attention)
     input_ids = torch.randint(5, VOCABULARY, (SENTENCES, SOURCE))
-    labels = torch.randint(5, VOCABULARY, (SENTENCES, TARGET))
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -53,13 +71,26 @@ def run_once(config: VanillaTransformerConfig, attention: str) -> tuple[int, int
             kept[address] = tensor
         return tensor
 
+    # The counter does not know `addmm_`, by which the output layer sums up its weights' gradient.
+    uncounted = 0
+    labels: dict[str, torch.Tensor]
+    if model_class is VanillaTransformerForConditionalGeneration:
+        labels = {"labels": torch.randint(5, VOCABULARY, (SENTENCES, TARGET))}
+        uncounted = 2 * SHAPE.target_tokens * config.d_model * VOCABULARY
+    elif model_class is VanillaTransformerForMaskedLM:
+        labels = {"labels": torch.full((SENTENCES, SOURCE), -100)}
+        labels["labels"][:, :MASKED] = 7
+        uncounted = 2 * SENTENCES * MASKED * config.d_model * VOCABULARY
+    elif model_class is VanillaTransformerForQuestionAnswering:
+        input_ids[:, [10, -1]] = config.eos_token_id
+        labels = dict.fromkeys(("start_positions", "end_positions"), torch.full((SENTENCES,), 20))
+    else:
+        labels = {"labels": torch.ones(SENTENCES, dtype=torch.long)}
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with FlopCounterMode(display=False) as counter, hooks:
         model(
-            input_ids=input_ids, attention_mask=torch.ones_like(input_ids), labels=labels
+            input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **labels
         ).loss.backward()
-    # The counter does not know `addmm_`, by which the output layer sums up its weights' gradient.
-    uncounted = 2 * SHAPE.target_tokens * config.d_model * VOCABULARY
     size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     return int(counter.get_total_flops() + uncounted), size
 
@@ -84,7 +115,34 @@ def test_activations_are_what_the_forward_pass_keeps(changes: dict[str, Any]) ->
     _, kept = run_once(config, "sdpa")
     # The loss keeps the gradient of the output matrix.
     kept -= 4 * VOCABULARY * config.d_model
-    estimated = activation_bytes(config, SHAPE, mask_bytes=4)
+    estimated = activation_bytes(config, SHAPE, on_gpu=False)
+    assert estimated == pytest.approx(kept, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "changes"),
+    [
+        (VanillaTransformerForMaskedLM, {}),
+        (VanillaTransformerForQuestionAnswering, {}),
+        (VanillaTransformerForQuestionAnswering, {"has_no_answer": True}),
+        (VanillaTransformerForSequenceClassification, {"pooling": "mean"}),
+        (VanillaTransformerForSequenceClassification, {"pooling": "max"}),
+        (VanillaTransformerForSequenceClassification, {"pooling": "decoder"}),
+    ],
+    ids=str,
+)
+def test_other_heads_cost_what_torch_counts(
+    model_class: type[PreTrainedModel], changes: dict[str, Any]
+) -> None:
+    config = config_of(**changes)
+    assert count_parameters(config, model_class) == model_class(config).num_parameters()
+    counted, _ = run_once(config, "eager", model_class)
+    flops = training_flops(config, EXAMPLES, model_class, masked_share=MASKED / SOURCE)
+    assert flops == pytest.approx(counted, rel=0.005)
+    _, kept = run_once(config, "sdpa", model_class)
+    if model_class is VanillaTransformerForMaskedLM:
+        kept -= 4 * VOCABULARY * config.d_model
+    estimated = activation_bytes(config, EXAMPLES, model_class, on_gpu=False)
     assert estimated == pytest.approx(kept, rel=0.1)
 
 
@@ -140,7 +198,9 @@ def test_half_precision_and_a_moving_average_count_in_memory() -> None:
 
 def test_epochs_follow_from_the_side_that_fills_its_budget_first() -> None:
     settings = TrainingSettings(updates=1000, max_source_tokens=1000, max_target_tokens=1000)
-    corpus = CorpusSize(pairs=10_000, source_tokens=100_000, target_tokens=190_000, is_counted=True)
+    corpus = CorpusSize(
+        examples=10_000, source_tokens=100_000, target_tokens=190_000, is_counted=True
+    )
     costs = estimate_run(BASE, settings, corpus=corpus)
     # 190 full batches of targets, each of them 95% full.
     assert costs.updates_per_epoch == pytest.approx(200)
@@ -151,7 +211,7 @@ def test_epochs_follow_from_the_side_that_fills_its_budget_first() -> None:
 
 
 def test_a_corpus_of_less_than_a_batch_is_one_update() -> None:
-    corpus = CorpusSize(pairs=10, source_tokens=100, target_tokens=200, is_counted=True)
+    corpus = CorpusSize(examples=10, source_tokens=100, target_tokens=200, is_counted=True)
     costs = estimate_run(BASE, TrainingSettings(updates=7), corpus=corpus)
     assert (costs.updates_per_epoch, costs.epochs) == (1, 7)
     assert costs.update.source_tokens == pytest.approx(100)
@@ -162,3 +222,41 @@ def test_without_a_corpus_epochs_are_unknown() -> None:
     costs = estimate_run(BASE, TrainingSettings())
     assert costs.epochs is costs.updates_per_epoch is None
     assert costs.update.source_tokens == costs.update.target_tokens == 25_000
+
+
+def test_without_target_text_the_target_budget_is_one_of_examples() -> None:
+    settings = TrainingSettings(updates=1000, max_source_tokens=1000, max_target_tokens=20)
+    head = VanillaTransformerForSequenceClassification
+    corpus = CorpusSize(examples=2000, source_tokens=40_000, target_tokens=2000, is_counted=True)
+    costs = estimate_run(BASE, settings, model_class=head, corpus=corpus)
+    # 100 batches of 20 examples, not 40 of 1000 tokens.
+    assert costs.updates_per_epoch == pytest.approx(100 / 0.95)
+    assert (costs.update.source_tokens, costs.update.target_tokens) == pytest.approx((400, 20))
+    assert (costs.has_decoder, costs.writes_text) == (False, False)
+    # Without a corpus too the budget that is full first ends a batch.
+    costs = estimate_run(BASE, settings, model_class=head)
+    assert costs.update.target_tokens == 20
+    assert costs.update.source_tokens < 1000
+    wide = dataclasses.replace(settings, max_target_tokens=1000)
+    assert estimate_run(BASE, wide, model_class=head).update.source_tokens == 1000
+    pooled = VanillaTransformerConfig(vocab_size=37_000, pooling="decoder")
+    assert estimate_run(pooled, settings, model_class=head).has_decoder
+
+
+def test_tokens_of_texts_are_estimated_from_their_words() -> None:
+    generator = random.Random(0)
+    words = ["a", "an", "house", "translation", "uncountable"]
+    texts = [" ".join(generator.choices(words, k=generator.randint(1, 30))) for _ in range(6000)]
+    np.testing.assert_allclose(estimate_tokens(texts), [1.3 * len(text.split()) for text in texts])
+    tokenizer = train_tokenizer(texts, 300)
+    found = sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    assert estimate_tokens(texts, tokenizer).sum() == pytest.approx(found, rel=0.02)
+    assert estimate_tokens(["", " "], tokenizer).tolist() == [0, 0]
+    assert estimate_tokens([], tokenizer).shape == (0,)
+
+
+def test_pairs_over_the_length_do_not_count() -> None:
+    words = ["a", "b c", "d " * 20]
+    # 1.3 tokens a word and `</s>`; the third is too long on either side.
+    size = measure_pairs([*words, "a"], ["a", "a", "a", words[2]], None, max_length=10)
+    assert size == CorpusSize(2, pytest.approx(3 * 1.3 + 2), pytest.approx(2 * 1.3 + 2), False)

@@ -7,34 +7,33 @@ import json
 import math
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from tests.training.tiny_run import World, make_model, make_world, read_log
+from tests.training.toy_task import ToyTask, make_toy_model, make_toys
 from vanilla_transformer import (
-    VanillaTransformerConfig,
     VanillaTransformerForConditionalGeneration,
+    VanillaTransformerForSequenceClassification,
 )
 from vanilla_transformer.data.batching import TokenBudgetBatchSampler
-from vanilla_transformer.data.tiny_world import generate_translation
 from vanilla_transformer.generation import DecodingSettings, translate
 from vanilla_transformer.tasks.translation import encode_pairs
-from vanilla_transformer.tokenization import train_tokenizer
 from vanilla_transformer.training import loop
 from vanilla_transformer.training.checkpointing import find_checkpoints, verify_checkpoint
 from vanilla_transformer.training.loop import TrainingResult, train
 from vanilla_transformer.training.optimization import learning_rate
 from vanilla_transformer.training.settings import TrainingSettings
-from vanilla_transformer.training.updates import Update, UpdateStream, pair_lengths
-from vanilla_transformer.training.validation import Validation
+from vanilla_transformer.training.task import Task, Validation, example_lengths
+from vanilla_transformer.training.translation import TranslationTask
+from vanilla_transformer.training.updates import Update, UpdateStream
 
 SETTINGS = TrainingSettings(
     updates=12,
@@ -44,47 +43,13 @@ SETTINGS = TrainingSettings(
     max_target_tokens=256,
     max_gradient_norm=1.0,
     validate_every=5,
-    validation_sentences=4,
+    validation_examples=4,
     checkpoint_every=4,
     average_last=2,
     log_every=3,
 )
 # Short outputs: an untrained model seldom ends a sentence, and validation would take the time.
 DECODING = DecodingSettings(num_beams=3, length_penalty=0.7, max_tokens_over_source=2)
-
-
-class World(NamedTuple):
-    """Data that every test trains on."""
-
-    tokenizer: PreTrainedTokenizerBase
-    pairs: Dataset
-    validation: Dataset
-    text: list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    text = list(generate_translation("train", 100))
-    tokenizer = train_tokenizer((side for pair in text for side in pair.values()), 300)
-    datasets.disable_progress_bars()
-    pairs, _ = encode_pairs(Dataset.from_list(text), tokenizer)
-    validation = Dataset.from_list(list(generate_translation("validation", 6)))
-    yield World(tokenizer, pairs, validation, text)
-    datasets.enable_progress_bars()
-
-
-def fresh_model(
-    world: World, dropout: float = 0.1, **architecture: Any
-) -> VanillaTransformerForConditionalGeneration:
-    set_seed(7)
-    dimensions = {"d_model": 16, "d_ff": 32, "num_heads": 2}
-    layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
-    config = VanillaTransformerConfig(
-        vocab_size=len(world.tokenizer),
-        dropout=dropout,
-        **{**dimensions, **layers, **architecture},
-    )
-    return VanillaTransformerForConditionalGeneration(config)
 
 
 def run_training(
@@ -97,24 +62,19 @@ def run_training(
     **options: Any,
 ) -> TrainingResult:
     return train(
-        fresh_model(world) if model is None else model,
+        make_model(dropout=0.1) if model is None else model,
         world.tokenizer,
+        world.task(decoding=DECODING),
         world.pairs if pairs is None else pairs,
-        world.validation,
         run_dir,
         settings,
-        decoding=DECODING,
         **options,
     )
 
 
-def read_log(run_dir: Path) -> list[dict[str, Any]]:
+def read_times(run_dir: Path) -> list[dict[str, Any]]:
+    """The log, the times too."""
     return [json.loads(line) for line in (run_dir / "training_log.jsonl").open(encoding="utf-8")]
-
-
-def without_times(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    times = ("seconds", "tokens_per_second")
-    return [{key: value for key, value in row.items() if key not in times} for row in log]
 
 
 class Finished(NamedTuple):
@@ -127,7 +87,7 @@ class Finished(NamedTuple):
 def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One uninterrupted run, which tests must not change."""
     run_dir = tmp_path_factory.mktemp("loop") / "run"
-    model = fresh_model(world)
+    model = make_model(dropout=0.1)
     result = run_training(world, run_dir, model=model)
     return Finished(run_dir, result, model)
 
@@ -136,7 +96,7 @@ def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> Finished
 
 
 def test_log_has_both_kinds_of_line(finished: Finished) -> None:
-    log = read_log(finished.run_dir)
+    log = read_times(finished.run_dir)
     common = {"kind", "update", "epoch", "loss", "seconds"}
     training = [row for row in log if row["kind"] == "train"]
     validation = [row for row in log if row["kind"] == "validation"]
@@ -147,11 +107,11 @@ def test_log_has_both_kinds_of_line(finished: Finished) -> None:
         assert row.keys() == common | {
             "learning_rate",
             "gradient_norm",
-            "tokens_per_second",
+            "items_per_second",
             "padding_share",
         }
         assert 0 < row["padding_share"] < 0.5
-        assert row["tokens_per_second"] > 0
+        assert row["items_per_second"] > 0
         assert 0 < row["gradient_norm"] < 100
     assert [row["is_final"] for row in validation] == [False, False, True]
     for row in validation:
@@ -165,7 +125,7 @@ def test_log_has_both_kinds_of_line(finished: Finished) -> None:
 
 def test_epochs_count_updates(world: World, finished: Finished) -> None:
     sampler = TokenBudgetBatchSampler(
-        *pair_lengths(world.pairs),
+        *example_lengths(world.pairs),
         max_source_tokens=SETTINGS.max_source_tokens,
         max_target_tokens=SETTINGS.max_target_tokens,
     )
@@ -181,11 +141,11 @@ def test_logged_rate_is_the_schedule(finished: Finished) -> None:
 
 
 def test_result_is_that_of_the_log(finished: Finished) -> None:
-    validation = [row for row in read_log(finished.run_dir) if row["kind"] == "validation"]
+    validation = [row for row in read_times(finished.run_dir) if row["kind"] == "validation"]
     result = finished.result
     assert result.updates == 12
     assert result.seconds >= validation[-1]["seconds"] > 0
-    assert result.target_tokens_per_second > 0
+    assert result.items_per_second > 0
     scores = ("loss", "perplexity", "bleu")
     assert result.validation == {name: validation[-1][name] for name in scores}
     assert result.best["bleu"] == max(row["bleu"] for row in validation)
@@ -296,13 +256,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert not (run_dir / "model").exists()
     torch.manual_seed(12345)
     # Its weights must come from the checkpoint.
-    other = fresh_model(world)
+    other = make_model(dropout=0.1)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(1.0)
     result = run_training(world, run_dir, model=other, resume=True)
 
-    assert without_times(read_log(run_dir)) == without_times(read_log(finished.run_dir))
+    assert read_log(run_dir) == read_log(finished.run_dir)
     assert result.validation == finished.result.validation
     assert result.best == finished.result.best
     for name in ("model", "best", "checkpoints/update-00000012"):
@@ -352,7 +312,7 @@ def test_resuming_with_another_architecture_is_refused(
 ) -> None:
     interrupt(world, tmp_path / "run", monkeypatch, 5)
     with pytest.raises(ValueError, match=r"fc1.weight is \(32, 16\).*architecture"):
-        run_training(world, tmp_path / "run", model=fresh_model(world, d_ff=64), resume=True)
+        run_training(world, tmp_path / "run", model=make_model(0.1, d_ff=64), resume=True)
 
 
 # One update
@@ -362,7 +322,7 @@ def first_losses(world: World, run_dir: Path, accumulation_steps: int) -> list[f
     settings = dataclasses.replace(
         SETTINGS, updates=6, log_every=1, accumulation_steps=accumulation_steps
     )
-    run_training(world, run_dir, settings, model=fresh_model(world, dropout=0.0))
+    run_training(world, run_dir, settings, model=make_model())
     return [row["loss"] for row in read_log(run_dir) if row["kind"] == "train"]
 
 
@@ -382,9 +342,9 @@ def test_more_pieces_than_sentences(world: World, tmp_path: Path) -> None:
 
 
 def test_loss_of_the_first_update_is_that_of_its_batch(world: World, tmp_path: Path) -> None:
-    model = fresh_model(world, dropout=0.0)
+    model = make_model()
     sampler = TokenBudgetBatchSampler(
-        *pair_lengths(world.pairs), max_source_tokens=256, max_target_tokens=256, seed=1
+        *example_lengths(world.pairs), max_source_tokens=256, max_target_tokens=256, seed=1
     )
     total, tokens = 0.0, 0
     smoothing, size = 0.1, len(world.tokenizer)
@@ -410,7 +370,7 @@ def test_loss_of_the_first_update_is_that_of_its_batch(world: World, tmp_path: P
 
 
 def streamed(world: World, max_length: int = 100) -> IterableDataset:
-    text = Dataset.from_list(world.text).to_iterable_dataset()
+    text = world.text.to_iterable_dataset()
     return encode_pairs(text, world.tokenizer, max_length=max_length)[0]
 
 
@@ -440,11 +400,11 @@ def test_streamed_training_resumes_exactly(
     with pytest.raises(ValueError, match="with streamed data; resume it so"):
         run_training(world, broken, settings, resume=True)
     run_training(world, broken, settings, pairs=streamed(world), resume=True)
-    assert without_times(read_log(broken)) == without_times(read_log(tmp_path / "straight"))
+    assert read_log(broken) == read_log(tmp_path / "straight")
 
 
 def test_no_pair_to_train_on(world: World, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no pair to train on"):
+    with pytest.raises(ValueError, match="no example to train on"):
         run_training(world, tmp_path / "stream", pairs=streamed(world, max_length=2))
     with pytest.raises(ValueError, match="no examples to batch"):
         run_training(world, tmp_path / "mapped", pairs=world.pairs.select([]))
@@ -462,7 +422,7 @@ def test_divergence_stops_with_the_batch_and_a_remedy(world: World, tmp_path: Pa
         run_training(world, tmp_path / "run", settings)
     saved = tmp_path / "run" / "failed_update-00000002.json"
     assert str(saved) in str(e.value)
-    stream = UpdateStream(world.pairs, world.tokenizer, settings)
+    stream = UpdateStream(world.pairs, world.task(), settings)
     _, second = itertools.islice(stream, 2)
     assert json.loads(saved.read_text("utf-8"))["rows"] == list(second.rows)
     assert not (tmp_path / "run" / "model").exists()
@@ -526,7 +486,7 @@ def test_interrupted_by_a_signal_the_run_saves_and_goes_on_exactly(
     assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == handlers
     assert find_checkpoints(run_dir)[-1].name in ("update-00000007", "update-00000008")
     run_training(world, run_dir, resume=True)
-    assert without_times(read_log(run_dir)) == without_times(read_log(finished.run_dir))
+    assert read_log(run_dir) == read_log(finished.run_dir)
 
 
 def test_early_stopping_by_loss_keeps_the_best(
@@ -537,9 +497,9 @@ def test_early_stopping_by_loss_keeps_the_best(
     def scripted(*_: Any) -> Validation:
         loss = next(losses)
         # BLEU would choose otherwise.
-        return Validation(loss, math.exp(loss), bleu=loss)
+        return Validation({"loss": loss, "perplexity": math.exp(loss), "bleu": loss})
 
-    monkeypatch.setattr(loop, "validate_model", scripted)
+    monkeypatch.setattr(TranslationTask, "validate", scripted)
     settings = dataclasses.replace(
         SETTINGS, updates=100, validate_every=2, patience=2, monitor="loss"
     )
@@ -551,11 +511,55 @@ def test_early_stopping_by_loss_keeps_the_best(
     assert run_training(world, tmp_path / "run", settings, resume=True).updates == 8
 
 
+@pytest.mark.parametrize(
+    ("monitor", "best"),
+    [("loss", 1), ("perplexity", 2), ("bleu", 3), (None, 3)],
+)
+def test_any_score_can_tell_which_validation_is_best(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    monitor: str | None,
+    best: int,
+) -> None:
+    """Loss and perplexity are good when low, all others when high; the task's first by default."""
+    scores = [
+        (3.0, 9.0, 20.0),
+        (2.0, 9.0, 10.0),
+        (2.5, 7.0, 10.0),
+        (4.0, 7.5, 30.0),
+        (3.5, 8.0, 30),
+    ]
+    seen = iter([*scores, scores[-1]])
+
+    def scripted(*_: Any) -> Validation:
+        return Validation(dict(zip(("loss", "perplexity", "bleu"), next(seen), strict=True)))
+
+    monkeypatch.setattr(TranslationTask, "validate", scripted)
+    settings = dataclasses.replace(SETTINGS, updates=6, validate_every=1, monitor=monitor)
+    result = run_training(world, tmp_path / "run", settings)
+    assert tuple(result.best.values()) == scores[best]
+    # The model that was best is kept, and not one that only came up to it later.
+    kept = load_file(tmp_path / "run" / "best" / "model.safetensors")
+    again = dataclasses.replace(settings, updates=best + 1, average_last=1)
+    seen = iter(scores)
+    run_training(world, tmp_path / "again", again)
+    expected = load_file(tmp_path / "again" / "model" / "model.safetensors")
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
+
+
+def test_a_score_that_the_task_has_not_cannot_be_monitored(world: World, tmp_path: Path) -> None:
+    message = r"monitor \(f1\) is no score of TranslationTask; choose from loss, bleu, perplexity"
+    with pytest.raises(ValueError, match=message):
+        run_training(world, tmp_path / "run", dataclasses.replace(SETTINGS, monitor="f1"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_moving_average_is_saved_and_resumed(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = dataclasses.replace(SETTINGS, ema_decay=0.8, checkpoint_every=1, average_last=12)
-    model = fresh_model(world)
+    model = make_model(dropout=0.1)
     shadow = {name: tensor.double().clone() for name, tensor in model.state_dict().items()}
     run_training(world, tmp_path / "straight", settings, model=model)
     for path in find_checkpoints(tmp_path / "straight"):
@@ -582,7 +586,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(
 ) -> None:
     settings = dataclasses.replace(SETTINGS, activation_checkpointing=True)
     run_training(world, tmp_path / "run", settings)
-    assert without_times(read_log(tmp_path / "run")) == without_times(read_log(finished.run_dir))
+    assert read_log(tmp_path / "run") == read_log(finished.run_dir)
 
 
 def test_precision_that_the_machine_has_not_is_refused(world: World, tmp_path: Path) -> None:
@@ -596,9 +600,9 @@ def test_precision_that_the_machine_has_not_is_refused(world: World, tmp_path: P
 def test_a_compiled_run_is_the_plain_one(world: World, tmp_path: Path) -> None:
     # No dropout: a compiled graph draws other masks.
     settings = dataclasses.replace(SETTINGS, log_every=1, accumulation_steps=2)
-    run_training(world, tmp_path / "plain", settings, model=fresh_model(world, dropout=0.0))
+    run_training(world, tmp_path / "plain", settings, model=make_model())
     compiled = dataclasses.replace(settings, compile=True, activation_checkpointing=True)
-    run_training(world, tmp_path / "compiled", compiled, model=fresh_model(world, dropout=0.0))
+    run_training(world, tmp_path / "compiled", compiled, model=make_model())
     expected, found = read_log(tmp_path / "plain"), read_log(tmp_path / "compiled")
     assert len(found) == len(expected)
     for row, same in zip(found, expected, strict=True):
@@ -618,7 +622,7 @@ def test_compiling_a_sharded_model_is_refused(
 def test_samples_are_shown_with_each_validation(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = dataclasses.replace(SETTINGS, updates=5, sample_translations=1)
+    settings = dataclasses.replace(SETTINGS, updates=5, sample_predictions=1)
     run_training(world, tmp_path / "run", settings)
     output = capsys.readouterr().out
     assert output.count(world.validation[0]["source"]) == 1
@@ -646,7 +650,7 @@ def test_full_disk_leaves_the_earlier_checkpoint(
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["update-00000004"]
     verify_checkpoint(run_dir / "checkpoints" / "update-00000004")
     run_training(world, run_dir, resume=True)
-    assert without_times(read_log(run_dir)) == without_times(read_log(finished.run_dir))
+    assert read_log(run_dir) == read_log(finished.run_dir)
 
 
 def test_time_limit_finishes_the_run(world: World, tmp_path: Path) -> None:
@@ -656,6 +660,109 @@ def test_time_limit_finishes_the_run(world: World, tmp_path: Path) -> None:
     assert math.isfinite(result.validation["loss"])
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
     assert [path.name for path in find_checkpoints(tmp_path / "run")] == ["update-00000001"]
+
+
+# Another task
+
+
+def train_on_toys(
+    run_dir: Path, settings: TrainingSettings, *, task: Task | None = None, **options: Any
+) -> TrainingResult:
+    own, toys = make_toys()
+    return train(
+        make_toy_model(dropout=0.1),
+        make_world().tokenizer,
+        own if task is None else task,
+        toys,
+        run_dir,
+        dataclasses.replace(settings, learning_rate_factor=0.1),
+        **options,
+    )
+
+
+def test_a_run_of_another_task_writes_its_scores_and_counts_its_items(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train_on_toys(tmp_path / "run", dataclasses.replace(SETTINGS, updates=60))
+    output = capsys.readouterr().out
+    log = read_times(tmp_path / "run")
+    training = [row for row in log if row["kind"] == "train"]
+    validation = [row for row in log if row["kind"] == "validation"]
+    assert validation[0].keys() >= {"loss", "perplexity", "accuracy"}
+    assert "bleu" not in validation[0]
+    assert result.validation == {
+        name: validation[-1][name] for name in ("loss", "perplexity", "accuracy")
+    }
+    assert result.best["accuracy"] == max(row["accuracy"] for row in validation)
+    assert training[-1]["loss"] < training[0]["loss"] - 0.2
+    assert all(row["items_per_second"] > 0 for row in training)
+    assert " sentences/s, " in output
+    last = result.validation
+    assert (
+        f"validation loss {last['loss']:.3f}, perplexity {last['perplexity']:.2f}, "
+        f"accuracy {last['accuracy']:.2f}, "
+    ) in output
+    assert "  given      a sentence\n  expected   " in output
+    model = VanillaTransformerForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
+    assert model.config.num_labels == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_task_that_draws_at_random_resumes_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    settings = dataclasses.replace(SETTINGS, updates=40, num_workers=workers)
+    whole = train_on_toys(tmp_path / "whole", settings)
+    # In mid-epoch of the second: there are 17 updates in each.
+    interruption = Interruption(27)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            loop.Run, "compute_gradients", lambda self, update: interruption(self, update)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train_on_toys(tmp_path / "broken", settings)
+    assert train_on_toys(tmp_path / "broken", settings, resume=True).best == whole.best
+    assert read_log(tmp_path / "broken") == read_log(tmp_path / "whole")
+    found, expected = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("broken", "whole")
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_pieces_change_nothing_whatever_the_task_counts(tmp_path: Path) -> None:
+    """Not even where there are more of them than examples: some of the batches are of one."""
+    settings = dataclasses.replace(SETTINGS, log_every=1, max_source_tokens=60)
+    logs = []
+    for pieces in (1, 2, 5):
+        settings = dataclasses.replace(settings, accumulation_steps=pieces)
+        task, toys = make_toys()
+        train(
+            make_toy_model(),
+            make_world().tokenizer,
+            task,
+            toys,
+            tmp_path / str(pieces),
+            settings,
+        )
+        logs.append([row for row in read_log(tmp_path / str(pieces)) if row["kind"] == "train"])
+    for log in logs[1:]:
+        for row, whole in zip(log, logs[0], strict=True):
+            assert row["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+            assert row["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-4)
+
+
+def test_what_a_task_stores_is_in_every_model_that_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        ToyTask,
+        "prepare",
+        lambda self, model: model.config.update({"id2label": {0: "short", 1: "long"}}),
+    )
+    train_on_toys(tmp_path / "run", dataclasses.replace(SETTINGS, updates=5))
+    for name in ("model", "best", "checkpoints/update-00000005"):
+        config = json.loads((tmp_path / "run" / name / "config.json").read_text("utf-8"))
+        assert config["id2label"] == {"0": "short", "1": "long"}
 
 
 # Settings and fine-tuning
@@ -669,7 +776,7 @@ def test_time_limit_finishes_the_run(world: World, tmp_path: Path) -> None:
         ("log_every", 0),
         ("average_last", 0),
         ("accumulation_steps", 0),
-        ("validation_sentences", 0),
+        ("validation_examples", 0),
         ("learning_rate_factor", 0.0),
         ("learning_rate_factor", math.nan),
         ("max_gradient_norm", 0.0),
@@ -679,7 +786,7 @@ def test_time_limit_finishes_the_run(world: World, tmp_path: Path) -> None:
         ("patience", 0),
         ("ema_decay", 1.0),
         ("max_loss_spike", 0.0),
-        ("sample_translations", -1),
+        ("sample_predictions", -1),
     ],
 )
 def test_settings_out_of_range(name: str, value: float) -> None:

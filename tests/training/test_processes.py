@@ -157,8 +157,9 @@ def test_validation_is_the_same_on_two_processes(runs: Path) -> None:
     alone = report(runs / "validation-1")
     for process in (0, 1):
         found = report(runs / "validation-2", process)
-        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-6)
-        assert found["bleu"] == alone["bleu"]
+        scores, expected = found["scores"], alone["scores"]
+        assert scores["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+        assert scores["bleu"] == expected["bleu"]
         assert found["samples"] == alone["samples"]
         # Exactly n for n, an odd number and fewer than processes included.
         assert [len(texts) for texts in found["translations"]] == [7, 3, 1, 0]

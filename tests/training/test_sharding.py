@@ -30,7 +30,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from tests.training.tiny_run import DECODING, SETTINGS, make_model, make_world, read_log
+from tests.training.tiny_run import SETTINGS, make_model, make_world, read_log
 from vanilla_transformer import (
     VanillaTransformerConfig,
     VanillaTransformerForConditionalGeneration,
@@ -274,7 +274,7 @@ def change_kind(folder: Path, accelerator: Accelerator, found: dict[str, Any]) -
 
 def train_with_the_loop(folder: Path, accelerator: Accelerator, parts: tuple[int, ...]) -> None:
     """A whole run, from the first update to the averaged model, broken off after each part."""
-    tokenizer, pairs, validation = make_world()
+    world = make_world()
     for updates in parts:
         accelerator.free_memory()
         settings = dataclasses.replace(
@@ -283,13 +283,12 @@ def train_with_the_loop(folder: Path, accelerator: Accelerator, parts: tuple[int
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "build_accelerator", lambda _: accelerator)
             loop.train(
-                make_model(dropout=0.0),
-                tokenizer,
-                pairs,
-                validation,
+                make_model(),
+                world.tokenizer,
+                world.task(),
+                world.pairs,
                 folder,
                 settings,
-                decoding=DECODING,
                 resume=updates != parts[0],
             )
 

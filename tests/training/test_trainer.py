@@ -9,16 +9,15 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import datasets
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -26,22 +25,17 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
     EvalPrediction,
-    PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
-    set_seed,
 )
 
-from vanilla_transformer import (
-    VanillaTransformerConfig,
-    VanillaTransformerForConditionalGeneration,
-)
-from vanilla_transformer.data.tiny_world import generate_translation
+from tests.training.tiny_run import World, make_model, make_world, read_log
+from tests.training.toy_task import make_toy_model, make_toys
+from vanilla_transformer import VanillaTransformerForConditionalGeneration
 from vanilla_transformer.evaluation import load_metric
 from vanilla_transformer.generation import DecodingSettings
 from vanilla_transformer.tasks.translation import decode_predictions, encode_pairs
-from vanilla_transformer.tokenization import train_tokenizer
 from vanilla_transformer.training import loop
 from vanilla_transformer.training.loop import TrainingResult, train
 from vanilla_transformer.training.settings import TrainingSettings
@@ -54,43 +48,6 @@ from vanilla_transformer.training.trainer import (
 from vanilla_transformer.training.updates import UpdateStream
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-class World(NamedTuple):
-    """Data that every test trains on."""
-
-    tokenizer: PreTrainedTokenizerBase
-    pairs: Dataset
-    validation: Dataset
-
-
-def make_world() -> World:
-    text = list(generate_translation("train", 64))
-    tokenizer = train_tokenizer((side for pair in text for side in pair.values()), 300)
-    datasets.disable_progress_bars()
-    pairs, _ = encode_pairs(Dataset.from_list(text), tokenizer)
-    validation = Dataset.from_list(list(generate_translation("validation", 7)))
-    return World(tokenizer, pairs, validation)
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield make_world()
-    datasets.enable_progress_bars()
-
-
-def fresh_model(
-    world: World, dropout: float = 0.0, **architecture: Any
-) -> VanillaTransformerForConditionalGeneration:
-    set_seed(7)
-    dimensions = {"d_model": 16, "d_ff": 32, "num_heads": 2}
-    layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
-    config = VanillaTransformerConfig(
-        vocab_size=len(world.tokenizer),
-        dropout=dropout,
-        **{**dimensions, **layers, **architecture},
-    )
-    return VanillaTransformerForConditionalGeneration(config)
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -179,7 +136,7 @@ def naive_loss(
 def test_stock_accumulation_changes_nothing(world: World, tmp_path: Path, pass_model: bool) -> None:
     runs = []
     for batch, accumulation in ((8, 1), (2, 4)):
-        model = fresh_model(world)
+        model = make_model()
         trainer = stock_trainer(
             world,
             model,
@@ -202,8 +159,8 @@ def test_stock_training_loss_is_smoothed_and_evaluation_loss_is_not(
     world: World, tmp_path: Path
 ) -> None:
     validation = encode_validation(world)
-    whole: dict[str, Any] = {"per_device_train_batch_size": 64, "per_device_eval_batch_size": 7}
-    model = fresh_model(world, label_smoothing=0.1)
+    whole: dict[str, Any] = {"per_device_train_batch_size": 100, "per_device_eval_batch_size": 7}
+    model = make_model(label_smoothing=0.1)
     expected = naive_loss(model, world.pairs, smoothing=0.1)
     plain = naive_loss(model, validation, smoothing=0.0)
     assert abs(plain - naive_loss(model, validation, smoothing=0.1)) > 1e-3
@@ -218,7 +175,7 @@ def test_stock_training_loss_is_smoothed_and_evaluation_loss_is_not(
 def test_trainer_s_own_label_smoothing_is_refused(world: World, tmp_path: Path) -> None:
     """It takes the labels away, and then the decoder has nothing to read."""
     trainer = stock_trainer(
-        world, fresh_model(world), tmp_path, pass_model=False, label_smoothing_factor=0.1
+        world, make_model(), tmp_path, pass_model=False, label_smoothing_factor=0.1
     )
     with pytest.raises(ValueError, match=r"label_smoothing_factor.*model's config"):
         trainer.train()
@@ -230,7 +187,7 @@ def test_trainer_s_own_label_smoothing_is_right_where_the_collator_shifts(
     """`DataCollatorForSeq2Seq(model=...)` makes the decoder's input before the labels go."""
     runs = []
     for smoothing, factor in ((0.1, 0.0), (0.0, 0.1)):
-        model = fresh_model(world, label_smoothing=smoothing)
+        model = make_model(label_smoothing=smoothing)
         trainer = stock_trainer(world, model, tmp_path, label_smoothing_factor=factor)
         trainer.train()
         runs.append((losses_of(trainer), weights(model)))
@@ -238,7 +195,7 @@ def test_trainer_s_own_label_smoothing_is_right_where_the_collator_shifts(
 
 
 def test_stock_training_learns(world: World, tmp_path: Path) -> None:
-    trainer = stock_trainer(world, fresh_model(world, dropout=0.1), tmp_path, max_steps=30)
+    trainer = stock_trainer(world, make_model(dropout=0.1), tmp_path, max_steps=30)
     trainer.train()
     losses = losses_of(trainer)
     assert losses[-1] < losses[0] - 0.5
@@ -246,11 +203,11 @@ def test_stock_training_learns(world: World, tmp_path: Path) -> None:
 
 def test_stock_training_resumes_exactly(world: World, tmp_path: Path) -> None:
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
-    model = fresh_model(world, dropout=0.1)
+    model = make_model(dropout=0.1)
     whole = stock_trainer(world, model, tmp_path, **options)
     whole.train()
     # Its weights must come from the checkpoint.
-    other = fresh_model(world, dropout=0.1)
+    other = make_model(dropout=0.1)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(1.0)
@@ -279,7 +236,7 @@ def test_stock_predict_with_generate_translates_as_generate_does(
         ids = [model.eval().generate(torch.tensor([row]))[0] for row in validation["input_ids"]]
         return decode_predictions(ids, world.tokenizer)
 
-    model = fresh_model(world)
+    model = make_model()
     # An untrained model seldom ends a sentence: every output runs to its own limit.
     model.generation_config.max_tokens_over_source = 30
     expected = translate(model)
@@ -322,7 +279,7 @@ class WeightsAfterEachUpdate(TrainerCallback):
 
 def test_moving_average_is_the_naive_one(world: World, tmp_path: Path) -> None:
     decay, seen = 0.8, WeightsAfterEachUpdate()
-    model = fresh_model(world, dropout=0.1)
+    model = make_model(dropout=0.1)
     callbacks = [ExponentialMovingAverageCallback(decay), seen]
     trainer = stock_trainer(world, model, tmp_path, max_steps=6, callbacks=callbacks)
     trainer.train()
@@ -344,7 +301,7 @@ def test_moving_average_goes_on_exactly_after_resuming(world: World, tmp_path: P
     def trainer(output: Path, **arguments: Any) -> Seq2SeqTrainer:
         return stock_trainer(
             world,
-            fresh_model(world, dropout=0.1),
+            make_model(dropout=0.1),
             output,
             callbacks=[ExponentialMovingAverageCallback(0.8, **arguments)],
             **options,
@@ -369,7 +326,7 @@ def test_moving_average_goes_on_exactly_after_resuming(world: World, tmp_path: P
 def test_moving_average_stays_where_the_gradient_scaler_left_the_weights(
     world: World, tmp_path: Path
 ) -> None:
-    model, callback = fresh_model(world), ExponentialMovingAverageCallback(0.8)
+    model, callback = make_model(), ExponentialMovingAverageCallback(0.8)
     trainer = stock_trainer(world, model, tmp_path, max_steps=1, callbacks=[callback])
     trainer.train()
     before = {name: tensor.clone() for name, tensor in callback.average.state_dict().items()}
@@ -394,7 +351,7 @@ SETTINGS = TrainingSettings(
     max_target_tokens=256,
     max_gradient_norm=0.5,
     validate_every=8,
-    validation_sentences=5,
+    validation_examples=5,
     checkpoint_every=5,
     average_last=2,
     ema_decay=0.8,
@@ -414,22 +371,14 @@ def run_training(
     **options: Any,
 ) -> TrainingResult:
     return driver(
-        fresh_model(world, dropout),
+        make_model(dropout),
         world.tokenizer,
+        world.task(decoding=DECODING),
         world.pairs,
-        world.validation,
         run_dir,
         settings,
-        decoding=DECODING,
         **options,
     )
-
-
-def read_log(run_dir: Path) -> list[dict[str, Any]]:
-    """Without the times."""
-    lines = (run_dir / "training_log.jsonl").read_text("utf-8").splitlines()
-    times = ("seconds", "tokens_per_second")
-    return [{k: v for k, v in json.loads(line).items() if k not in times} for line in lines]
 
 
 def logged_losses(run_dir: Path) -> list[float]:
@@ -523,7 +472,7 @@ def test_both_drivers_compute_the_same_losses(
 
 
 def test_no_clipping_is_asked_for_as_such(world: World, tmp_path: Path) -> None:
-    model = fresh_model(world)
+    model = make_model()
     assert training_arguments(tmp_path, SETTINGS, model).max_grad_norm == 0.5
     settings = dataclasses.replace(SETTINGS, max_gradient_norm=None)
     assert training_arguments(tmp_path, settings, model).max_grad_norm == 0
@@ -647,12 +596,55 @@ def test_out_of_memory_names_the_batch_and_the_remedy(
         run_training(world, tmp_path)
 
 
+def train_on_toys(
+    driver: Callable[..., TrainingResult], run_dir: Path, settings: TrainingSettings, **options: Any
+) -> TrainingResult:
+    task, toys = make_toys()
+    return driver(
+        make_toy_model(), make_world().tokenizer, task, toys, run_dir, settings, **options
+    )
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_both_drivers_train_any_task_alike(tmp_path: Path, pieces: int) -> None:
+    """Trainer would count labels that are not -100, of each process and by itself."""
+    settings = dataclasses.replace(SETTINGS, accumulation_steps=pieces, learning_rate_factor=0.1)
+    by_loop = train_on_toys(train, tmp_path / "loop", settings)
+    by_trainer = train_on_toys(train_with_trainer, tmp_path / "trainer", settings)
+    assert by_trainer.best == by_loop.best
+    assert by_trainer.best.keys() == {"loss", "perplexity", "accuracy"}
+    if pieces == 1:
+        assert_equal_runs(tmp_path / "trainer", tmp_path / "loop")
+    expected, found = (read_log(tmp_path / name) for name in ("loop", "trainer"))
+    for row, other in zip(found, expected, strict=True):
+        assert row.keys() == other.keys()
+        for key in row.keys() - {"kind"}:
+            assert row[key] == pytest.approx(other[key], rel=1e-5), (key, row["update"])
+
+
+def test_a_piece_is_divided_by_what_the_task_counts_and_not_by_its_labels(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice the items are half the loss; Trainer's own count would not know."""
+    task = world.task(decoding=DECODING)
+    count = task.count
+    losses = []
+    for factor in (1, 2):
+        monkeypatch.setattr(task, "count", lambda batch, factor=factor: factor * count(batch))
+        settings = dataclasses.replace(SETTINGS, updates=1, accumulation_steps=2)
+        train_with_trainer(
+            make_model(), world.tokenizer, task, world.pairs, tmp_path / str(factor), settings
+        )
+        losses += logged_losses(tmp_path / str(factor))
+    assert losses[1] == pytest.approx(losses[0] / 2, rel=1e-6)
+
+
 def test_several_gpus_and_one_process_are_refused(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Seq2SeqTrainingArguments, "n_gpu", 8)
     with pytest.raises(ValueError, match="one process was launched on a machine of 8 GPUs"):
-        training_arguments(tmp_path, SETTINGS, fresh_model(world))
+        training_arguments(tmp_path, SETTINGS, make_model())
 
 
 # Two processes
@@ -682,20 +674,23 @@ def program(output: Path) -> None:
     for accumulation in (1, 2):
         name = f"accumulation_{accumulation}"
         settings = dataclasses.replace(SETTINGS, accumulation_steps=accumulation)
-        model = fresh_model(world)
+        model = make_model()
         counts = note_counts(model)
         train_with_trainer(
             model,
             world.tokenizer,
+            world.task(decoding=DECODING),
             world.pairs,
-            world.validation,
             output / name,
             settings,
-            decoding=DECODING,
         )
         found[name] = counts
 
-    model = fresh_model(world, label_smoothing=0.1)
+    task, toys = make_toys()
+    toy_settings = dataclasses.replace(SETTINGS, learning_rate_factor=0.1)
+    train_with_trainer(make_toy_model(), world.tokenizer, task, toys, output / "toys", toy_settings)
+
+    model = make_model(label_smoothing=0.1)
     trainer = stock_trainer(
         world, model, output / "stock", per_device_train_batch_size=8 // processes
     )
@@ -706,7 +701,7 @@ def program(output: Path) -> None:
     validation = encode_validation(world)
     trainer = stock_trainer(
         world,
-        fresh_model(world),
+        make_model(),
         output / "predict",
         trainer_class=VanillaTransformerTrainer,
         per_device_eval_batch_size=2,
@@ -791,12 +786,19 @@ def test_two_processes_train_as_one(one: Programmed, two: Programmed, accumulati
     assert other_norms == pytest.approx(norms, rel=1e-4)
 
 
+def test_two_processes_train_another_task_as_one(one: Programmed, two: Programmed) -> None:
+    """Which counts its own items, and draws the same on both."""
+    expected = logged_losses(one.output / "toys")
+    assert len(expected) == 20
+    assert logged_losses(two.output / "toys") == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_every_piece_is_divided_by_the_tokens_of_the_whole_update(
     world: World, two: Programmed, accumulation: int
 ) -> None:
-    stream = iter(UpdateStream(world.pairs, world.tokenizer, SETTINGS))
-    expected = [next(stream).target_tokens for _ in range(SETTINGS.updates)]
+    stream = iter(UpdateStream(world.pairs, world.task(), SETTINGS))
+    expected = [next(stream).items for _ in range(SETTINGS.updates)]
     for found in two.found:
         counts = found[f"accumulation_{accumulation}"]
         assert counts == [count for count in expected for _ in range(accumulation)]
@@ -821,3 +823,5 @@ def test_predictions_are_as_many_as_the_sentences(one: Programmed, two: Programm
 
 if __name__ == "__main__":
     program(Path(sys.argv[1]))
+    # Left to the interpreter's end, a process group may abort in it.
+    PartialState().destroy_process_group()

@@ -1,63 +1,17 @@
 """Validation on one process; `test_processes.py` compares it with that on several."""
 
 import dataclasses
-import math
-from collections.abc import Iterator
-from typing import NamedTuple
 
-import datasets
 import pytest
-import sacrebleu
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, set_seed
 
-from vanilla_transformer import (
-    VanillaTransformerConfig,
-    VanillaTransformerForConditionalGeneration,
-)
-from vanilla_transformer.data.tiny_world import generate_translation
-from vanilla_transformer.generation import DecodingSettings, TranslationReport, translate
+from tests.training.tiny_run import DECODING, World, make_model
+from tests.training.toy_task import make_toy_model, make_toys
 from vanilla_transformer.tasks.translation import encode_pairs
-from vanilla_transformer.tokenization import train_tokenizer
 from vanilla_transformer.training.settings import TrainingSettings
-from vanilla_transformer.training.validation import (
-    translate_texts,
-    validate_model,
-    validation_loss,
-    whole_model,
-)
-
-DECODING = DecodingSettings(num_beams=2, max_tokens_over_source=2)
-
-
-class World(NamedTuple):
-    model: VanillaTransformerForConditionalGeneration
-    tokenizer: PreTrainedTokenizerBase
-    text: Dataset
-    pairs: Dataset
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    text = list(generate_translation("validation", 9))
-    tokenizer = train_tokenizer((side for pair in text for side in pair.values()), 300)
-    set_seed(3)
-    model = VanillaTransformerForConditionalGeneration(
-        VanillaTransformerConfig(
-            vocab_size=len(tokenizer),
-            d_model=16,
-            d_ff=32,
-            num_heads=2,
-            num_encoder_layers=1,
-            num_decoder_layers=1,
-        )
-    )
-    datasets.disable_progress_bars()
-    validation = Dataset.from_list(text)
-    yield World(model, tokenizer, validation, encode_pairs(validation, tokenizer)[0])
-    datasets.enable_progress_bars()
+from vanilla_transformer.training.translation import translate_texts
+from vanilla_transformer.training.validation import validation_loss, whole_model
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +23,9 @@ def test_loss_is_per_token_whatever_the_batches(
     world: World, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     total, tokens = 0.0, 0
-    model = world.model.eval()
-    for pair in world.pairs:
+    model = make_model(dropout=0.1).eval()
+    pairs, _ = encode_pairs(world.validation, world.tokenizer)
+    for pair in pairs:
         labels = torch.tensor([pair["labels"]])
         with torch.no_grad():
             out = model(input_ids=torch.tensor([pair["input_ids"]]), labels=labels)
@@ -79,64 +34,46 @@ def test_loss_is_per_token_whatever_the_batches(
         tokens += len(rows)
     for budget in (1, 60, 8192):
         monkeypatch.setattr("vanilla_transformer.training.validation._LOSS_BATCH_TOKENS", budget)
-        found = validation_loss(accelerator, model, world.tokenizer, world.pairs)
+        found = validation_loss(accelerator, model, world.task(), pairs)
         assert found == pytest.approx(total / tokens, rel=1e-6)
 
 
-def test_every_source_gets_its_translation_and_the_report_counts_all(
-    world: World, accelerator: Accelerator
+def test_loss_is_per_item_of_the_task_and_what_is_drawn_is_always_the_same(
+    accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources = [*world.text["source"][:3], "", "too long " * 30, world.text["source"][3]]
-    report = TranslationReport()
-    found = translate_texts(
-        accelerator,
-        world.model.eval(),
-        world.tokenizer,
-        sources,
-        DECODING,
-        report=report,
-        max_source_tokens=40,
-    )
-    expected = translate(world.model, world.tokenizer, sources, DECODING, max_source_tokens=40)
-    assert found == list(expected)
-    assert (report.lines, report.empty, list(report.skipped)) == (6, 1, [5])
+    task, toys = make_toys()
+    model = make_toy_model(dropout=0.1).eval()
+    drawn = validation_loss(accelerator, model, task, toys)
+    torch.manual_seed(5)
+    assert validation_loss(accelerator, model, task, toys) == drawn
+    monkeypatch.setattr(task, "draw", lambda batch, random: batch)
+    total = 0.0
+    for toy in toys:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([toy["input_ids"]])).logits[0].double()
+        total -= float(logits.log_softmax(-1)[toy["labels"]])
+    plain = validation_loss(accelerator, model, task, toys)
+    assert plain == pytest.approx(total / len(toys), rel=1e-6)
+    assert plain != drawn
 
 
-def test_a_validation_is_loss_bleu_and_samples(world: World, accelerator: Accelerator) -> None:
-    settings = TrainingSettings(validation_sentences=5, validation_beams=1, sample_translations=2)
-    model = world.model.train()
-    found = validate_model(
-        accelerator, model, world.tokenizer, world.pairs, world.text, settings, DECODING, {}
-    )
+def test_validating_leaves_the_model_in_training(accelerator: Accelerator) -> None:
+    task, _ = make_toys()
+    model = make_toy_model().train()
+    found = task.validate(accelerator, model, TrainingSettings(sample_predictions=1))
     assert model.training
-    loss = validation_loss(accelerator, model.eval(), world.tokenizer, world.pairs)
-    assert found.scores == {
-        "loss": loss,
-        "perplexity": pytest.approx(math.exp(loss)),
-        "bleu": found.bleu,
-    }
-    greedy = dataclasses.replace(DECODING, num_beams=1)
-    first = world.text.select(range(5))
-    translations = [
-        hypotheses[0].text
-        for hypotheses in translate(model, world.tokenizer, first["source"], greedy)
-    ]
-    bleu = sacrebleu.corpus_bleu(translations, [list(first["target"])])
-    assert found.bleu == pytest.approx(bleu.score)
-    rows = zip(first["source"], first["target"], translations, strict=True)
-    assert found.samples == tuple(rows)[:2]
+    assert list(found.scores) == ["loss", "perplexity", "accuracy"]
+    assert len(found.samples) == 1
+    assert dataclasses.replace(found, samples=()).scores == found.scores
 
 
 def test_translating_compiles_nothing(world: World, accelerator: Accelerator) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a graph was compiled")
 
-    model = world.model
+    model = make_model()
     model.compile(backend=refuse)
-    try:
-        with whole_model(accelerator, model) as whole:
-            assert not whole.training
-            found = translate_texts(accelerator, whole, world.tokenizer, ["A dog."], DECODING)
-            assert len(found) == 1
-    finally:
-        model._compiled_call_impl = None
+    with whole_model(accelerator, model) as whole:
+        assert not whole.training
+        found = translate_texts(accelerator, whole, world.tokenizer, ["A dog."], DECODING)
+        assert len(found) == 1

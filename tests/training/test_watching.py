@@ -25,8 +25,7 @@ from accelerate import Accelerator
 from tensorboard.backend.event_processing import event_accumulator
 from transformers import PreTrainedTokenizerBase
 
-from vanilla_transformer.data.tiny_world import generate_translation
-from vanilla_transformer.tokenization import train_tokenizer
+from tests.training.tiny_run import World
 from vanilla_transformer.training import watching
 from vanilla_transformer.training.settings import TrainingSettings
 from vanilla_transformer.training.updates import Update
@@ -34,18 +33,20 @@ from vanilla_transformer.training.watching import (
     Interruption,
     LossMonitor,
     RunLog,
+    describe_scores,
     explain_out_of_memory,
     save_failed_update,
     show_samples,
 )
 
-PROGRESS = {
+PROGRESS: dict[str, Any] = {
     "loss": 4.2149,
-    "tokens_per_second": 12345.6,
+    "items_per_second": 12345.6,
     "padding_share": 0.031,
     "gradient_norm": 0.94,
     "learning_rate": 7e-4,
     "seconds_left": 738.0,
+    "item": "target tokens",
 }
 
 
@@ -228,14 +229,15 @@ def test_without_a_terminal_progress_is_one_short_line(
     log.advance(500)
     log.progress(500, **PROGRESS)
     log.say("above")
-    log.progress(500, **{**PROGRESS, "seconds_left": 86400.0})
+    log.progress(500, **{**PROGRESS, "seconds_left": 86400.0, "item": "questions"})
     log.close()
     first, above, second = capfd.readouterr().out.splitlines()
     assert first == (
-        "update 500/8000: loss 4.21, 12,346 tokens/s, 3% padding, gradient norm 0.9, "
+        "update 500/8000: loss 4.21, 12,346 target tokens/s, 3% padding, gradient norm 0.9, "
         "rate 7.0e-04, 12.3 min left"
     )
     assert above == "above"
+    assert "12,346 questions/s, " in second
     assert second.endswith("24.0 h left")
 
 
@@ -260,10 +262,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
     os.close(ours)
 
 
+@pytest.mark.parametrize(
+    ("item", "word"), [("target tokens", "tokens"), ("questions", "questions")]
+)
 def test_on_a_terminal_the_bar_shows_all_in_100_columns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, item: str, word: str
 ) -> None:
-    values = {**PROGRESS, "tokens_per_second": 1234567.0, "seconds_left": 359999.0}
+    values = {**PROGRESS, "items_per_second": 1234567.0, "seconds_left": 359999.0, "item": item}
     with terminal(monkeypatch) as read:
         log = make_log(tmp_path, 100_000)
         log.advance(99_999)
@@ -274,7 +279,7 @@ def test_on_a_terminal_the_bar_shows_all_in_100_columns(
         log.close()
     assert bar.startswith("99999/100000 ")
     assert bar.endswith(
-        " loss 4.21, 1,234,567 tokens/s, 3% padding, norm 0.9, rate 7.0e-04, 100.0 h left"
+        f" loss 4.21, 1,234,567 {word}/s, 3% padding, norm 0.9, rate 7.0e-04, 100.0 h left"
     )
     assert len(bar) <= 100
     assert [line.strip() for line in said[-3:]] == ["a line", "and another", bar]
@@ -283,13 +288,23 @@ def test_on_a_terminal_the_bar_shows_all_in_100_columns(
 def test_samples_are_shown_one_below_the_other() -> None:
     text = show_samples([("ein Hund", "a dog", "a cat"), ("zwei", "two", "")])
     assert text.splitlines() == [
-        "  source       ein Hund",
-        "  reference    a dog",
-        "  translation  a cat",
-        "  source       zwei",
-        "  reference    two",
-        "  translation  ",
+        "  given      ein Hund",
+        "  expected   a dog",
+        "  predicted  a cat",
+        "  given      zwei",
+        "  expected   two",
+        "  predicted  ",
     ]
+    assert show_samples([]) == ""
+
+
+def test_scores_of_any_task_are_one_line() -> None:
+    scores = {"loss": 3.2137, "perplexity": 24.8761, "bleu": 31.0249}
+    assert describe_scores(scores) == "loss 3.214, perplexity 24.88, BLEU 31.02"
+    scores = {"loss": 0.5, "f1": 88.0, "exact_match": 81.5, "macro_f1": 70.0, "accuracy": 100.0}
+    assert describe_scores(scores) == (
+        "loss 0.500, F1 88.00, exact match 81.50, macro-F1 70.00, accuracy 100.00"
+    )
 
 
 # What stops a run
@@ -359,9 +374,8 @@ def test_a_resumed_monitor_decides_the_same() -> None:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    text = generate_translation("train", 50)
-    return train_tokenizer((side for pair in text for side in pair.values()), 300)
+def tokenizer(world: World) -> PreTrainedTokenizerBase:
+    return world.tokenizer
 
 
 def failed_update(tokenizer: PreTrainedTokenizerBase) -> Update:
@@ -369,7 +383,7 @@ def failed_update(tokenizer: PreTrainedTokenizerBase) -> Update:
     labels = batch["input_ids"].clone()
     labels[1, -2:] = -100
     piece = {**batch, "labels": labels}
-    return Update([piece, piece], target_tokens=9, padding_share=0.1, rows=(7, 3))
+    return Update([piece, piece], items=9, padding_share=0.1, rows=(7, 3))
 
 
 def test_the_failed_batch_is_written_with_rows_ids_and_text(
@@ -380,6 +394,7 @@ def test_the_failed_batch_is_written_with_rows_ids_and_text(
     assert path == tmp_path / "failed_update-00000012.json"
     saved = json.loads(path.read_text("utf-8"))
     assert (saved["reason"], saved["update"], saved["rows"]) == ("a reason", 12, [7, 3])
+    assert saved["items"] == 9
     [process] = saved["processes"]
     assert process["process"] == 0
     assert len(process["pieces"]) == 2
@@ -389,6 +404,30 @@ def test_the_failed_batch_is_written_with_rows_ids_and_text(
     assert piece["source"] == ["The dog sleeps.", "The dog."]
     assert piece["target"][0] == "The dog sleeps."
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {},
+        {"labels": torch.tensor([1, -100])},
+        {"labels": torch.tensor([[0.0, 1.0], [1.0, 0.0]])},
+        {"start_positions": torch.tensor([3, 0]), "end_positions": torch.tensor([4, 0])},
+    ],
+    ids=["none", "one a row", "several a row", "spans"],
+)
+def test_a_failed_batch_without_target_text_is_written_as_it_is(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, labels: dict[str, torch.Tensor]
+) -> None:
+    batch = tokenizer(["The dog sleeps.", "The dog."], padding=True, return_tensors="pt")
+    update = Update([{**batch, **labels}], items=2, padding_share=0.1)
+    path = save_failed_update(tmp_path, Accelerator(cpu=True), tokenizer, update, 1, "a reason")
+    [process] = json.loads(path.read_text("utf-8"))["processes"]
+    [piece] = process["pieces"]
+    assert piece["source"] == ["The dog sleeps.", "The dog."]
+    assert "target" not in piece
+    for name, tensor in update.pieces[0].items():
+        assert piece[name] == tensor.tolist()
 
 
 def test_only_the_main_process_writes_the_failed_batch(
@@ -453,7 +492,7 @@ def error_of_the_cpu_allocator() -> BaseException:
 def test_out_of_memory_names_the_batch_and_what_helps(error: BaseException) -> None:
     explanation = explain_out_of_memory(error, PIECE, TrainingSettings(max_target_tokens=4321))
     assert explanation is not None
-    assert "12 sentences x 100 source tokens x 90 target tokens on cpu" in explanation
+    assert "12 sentences x 100 source tokens x 90 labels on cpu" in explanation
     for remedy in (
         "max_source_tokens (25000)",
         "max_target_tokens (4321)",
@@ -462,6 +501,15 @@ def test_out_of_memory_names_the_batch_and_what_helps(error: BaseException) -> N
         "precision=bf16",
     ):
         assert remedy in explanation
+
+
+@pytest.mark.parametrize("labels", [{}, {"labels": torch.zeros(12, dtype=torch.long)}])
+def test_out_of_memory_names_a_batch_without_target_text(labels: dict[str, torch.Tensor]) -> None:
+    piece = {"input_ids": PIECE["input_ids"], **labels}
+    explanation = explain_out_of_memory(MemoryError(), piece, TrainingSettings())
+    assert explanation is not None
+    assert "a batch of 12 sentences x 100 source tokens on cpu: " in explanation
+    assert "raise accumulation_steps (1)" in explanation
 
 
 def test_no_remedy_is_named_that_is_taken_or_cannot_help() -> None:

@@ -17,7 +17,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -36,7 +36,8 @@ from vanilla_transformer.tokenization import train_tokenizer
 from vanilla_transformer.training.checkpointing import find_checkpoints, latest_checkpoint
 from vanilla_transformer.training.loop import train
 from vanilla_transformer.training.settings import TrainingSettings
-from vanilla_transformer.training.validation import translate_texts, validate_model, whole_model
+from vanilla_transformer.training.translation import TranslationTask, translate_texts
+from vanilla_transformer.training.validation import whole_model
 
 SETTINGS = TrainingSettings(
     updates=20,
@@ -46,7 +47,7 @@ SETTINGS = TrainingSettings(
     max_target_tokens=256,
     max_gradient_norm=1.0,
     validate_every=1000,
-    validation_sentences=3,
+    validation_examples=3,
     checkpoint_every=1000,
     average_last=2,
     log_every=1,
@@ -87,27 +88,47 @@ class Job:
     validate: str = ""
 
 
+class World(NamedTuple):
+    """Data to train on.
+
+    Attributes:
+        tokenizer: Of 300 tokens.
+        text: 100 pairs.
+        pairs: The same encoded.
+        validation: 7 other pairs, as text.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    text: Dataset
+    pairs: Dataset
+    validation: Dataset
+
+    def task(self, **options: Any) -> TranslationTask:
+        """What to learn from them; `DECODING` unless another is given."""
+        return TranslationTask(self.tokenizer, self.validation, **{"decoding": DECODING, **options})
+
+
 @functools.cache
-def make_world() -> tuple[PreTrainedTokenizerBase, Dataset, Dataset]:
-    """Tokenizer, encoded training pairs, and validation text."""
+def make_world() -> World:
     datasets.disable_progress_bars()
-    text = list(generate_translation("train", 100))
+    text = Dataset.from_list(list(generate_translation("train", 100)))
     tokenizer = train_tokenizer((side for pair in text for side in pair.values()), 300)
-    pairs, _ = encode_pairs(Dataset.from_list(text), tokenizer)
-    return tokenizer, pairs, Dataset.from_list(list(generate_translation("validation", 7)))
+    validation = Dataset.from_list(list(generate_translation("validation", 7)))
+    return World(tokenizer, text, encode_pairs(text, tokenizer)[0], validation)
 
 
-def make_model(dropout: float) -> VanillaTransformerForConditionalGeneration:
+def make_model(
+    dropout: float = 0.0, **architecture: Any
+) -> VanillaTransformerForConditionalGeneration:
+    """The same weights whenever it is called."""
     set_seed(7)
+    dimensions = {"d_model": 16, "d_ff": 32, "num_heads": 2}
+    layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
     return VanillaTransformerForConditionalGeneration(
         VanillaTransformerConfig(
-            vocab_size=len(make_world()[0]),
-            d_model=16,
-            d_ff=32,
-            num_heads=2,
-            num_encoder_layers=1,
-            num_decoder_layers=1,
+            vocab_size=len(make_world().tokenizer),
             dropout=dropout,
+            **{**dimensions, **layers, **architecture},
         )
     )
 
@@ -142,7 +163,7 @@ class Witness:
 
 def run_job(job: Job, rank: int) -> dict[str, Any]:
     """Does a job; what is to be known of it."""
-    tokenizer, pairs, validation = make_world()
+    world = make_world()
     settings = dataclasses.replace(SETTINGS, **job.settings)
     if job.validate:
         return validate(Path(job.validate), settings)
@@ -160,12 +181,11 @@ def run_job(job: Job, rank: int) -> dict[str, Any]:
     resume = job.resume if job.resume is not None else latest_checkpoint(run_dir) is not None
     result = train(
         model,
-        tokenizer,
-        pairs.select([0] * job.pairs if job.repeat else range(job.pairs)),
-        validation,
+        world.tokenizer,
+        world.task(),
+        world.pairs.select([0] * job.pairs if job.repeat else range(job.pairs)),
         run_dir,
         settings,
-        decoding=DECODING,
         resume=resume,
     )
     return {"updates": result.updates, "validation": result.validation, "losses": witness.losses}
@@ -173,18 +193,15 @@ def run_job(job: Job, rank: int) -> dict[str, Any]:
 
 def validate(path: Path, settings: TrainingSettings) -> dict[str, Any]:
     """Validation and bare translations of 7, 3, 1 and no sentence."""
-    tokenizer, _, text = make_world()
+    world = make_world()
     accelerator = Accelerator()
-    model = AutoModelForSeq2SeqLM.from_pretrained(path)
-    encoded, _ = encode_pairs(text, tokenizer, max_length=None)
-    prepared = accelerator.prepare(model)
-    found = validate_model(accelerator, prepared, tokenizer, encoded, text, settings, DECODING, {})
+    prepared = accelerator.prepare(AutoModelForSeq2SeqLM.from_pretrained(path))
+    found = world.task().validate(accelerator, prepared, settings)
     translations = []
     with whole_model(accelerator, prepared) as inner:
         for count in (7, 3, 1, 0):
-            hypotheses = translate_texts(
-                accelerator, inner, tokenizer, list(text["source"][:count]), DECODING
-            )
+            sources = list(world.validation["source"][:count])
+            hypotheses = translate_texts(accelerator, inner, world.tokenizer, sources, DECODING)
             translations.append([[found.text for found in several] for several in hypotheses])
     return {**dataclasses.asdict(found), "translations": translations}
 
@@ -225,7 +242,7 @@ def without_times(value: Any) -> Any:
         return {
             name: without_times(part)
             for name, part in value.items()
-            if name not in ("seconds", "tokens_per_second")
+            if name not in ("seconds", "items_per_second")
         }
     return [without_times(part) for part in value] if isinstance(value, list) else value
 

@@ -176,8 +176,19 @@ def predict_logits(
     tokenizer: PreTrainedTokenizerBase,
     *,
     batch_size: int = 64,
+    process_index: int = 0,
+    num_processes: int = 1,
 ) -> np.ndarray:
     """Run a classifier over encoded pairs, in evaluation mode and on the model's device.
+
+    Args:
+        model: The classifier.
+        encoded: As `encode_inference` gives them.
+        tokenizer: The model's own.
+        batch_size: Pairs computed at once.
+        process_index, num_processes: Which share of the batches to compute, the same batches
+            however many share them; in the other rows stands 0, so that the sum over the processes
+            is what one alone computes.
 
     Returns:
         Logits [N, C] in the order of `encoded`, in float32.
@@ -185,11 +196,11 @@ def predict_logits(
     was_training = model.training
     model.eval()
     collate = inference_collator(tokenizer)
-    rows = encoded["input_ids"]
+    rows = list(encoded["input_ids"])
     # Neighbours of like length waste little on padding.
     order = sorted(range(len(encoded)), key=lambda row: len(rows[row]))
     logits = np.zeros((len(encoded), model.config.num_labels), dtype=np.float32)
-    for start in range(0, len(order), batch_size):
+    for start in range(batch_size * process_index, len(order), batch_size * num_processes):
         chosen = order[start : start + batch_size]
         batch = collate([{"input_ids": rows[row]} for row in chosen])
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}

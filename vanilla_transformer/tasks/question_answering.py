@@ -84,6 +84,21 @@ class SpanCandidate:
 
 
 @dataclass(frozen=True)
+class WindowSpans:
+    """What one window says about its question.
+
+    Attributes:
+        example_id: Of the question.
+        no_answer: Sum of the logits at position 0.
+        spans: The best ones: score, and characters of the context from where up to where.
+    """
+
+    example_id: str
+    no_answer: float
+    spans: tuple[tuple[float, int, int], ...]
+
+
+@dataclass(frozen=True)
 class SpanPrediction:
     """What is answered to a question: `text`, "" for "no answer", and the best spans, best first.
 
@@ -298,7 +313,8 @@ def _label(
         # An answer that is known but not located has the offset -1: before any window.
         if start < window_start or end > window_end:
             continue
-        tokens = np.flatnonzero((ends > start) & (starts < end))
+        # A token without characters, such as the blank before a word, cannot be predicted.
+        tokens = np.flatnonzero((ends > starts) & (ends > start) & (starts < end))
         if len(tokens):
             first, last = int(tokens[0]), int(tokens[-1])
             # Some tokenizers count the blank before a word to it at the beginning of a window.
@@ -366,22 +382,29 @@ def predict_spans(
         ValueError: Windows and logits or examples that do not belong together, logits that are
             not numbers, or a threshold for a model without a no-answer score.
     """
-    if n_best < 1 or max_answer_length < 1:
-        raise ValueError(
-            f"n_best ({n_best}) and max_answer_length ({max_answer_length}) must be at least 1"
-        )
-    if not len(features) == len(start_logits) == len(end_logits):
-        raise ValueError(
-            f"{len(features)} windows do not go with {len(start_logits)} rows of start logits and "
-            f"{len(end_logits)} of end logits; give each window its row"
-        )
+    windows = search_windows(
+        features, start_logits, end_logits, n_best=n_best, max_answer_length=max_answer_length
+    )
+    return join_windows(examples, windows, n_best=n_best, no_answer_threshold=no_answer_threshold)
+
+
+def join_windows(
+    examples: Iterable[Mapping[str, Any]],
+    windows: Iterable[WindowSpans],
+    *,
+    n_best: int = 20,
+    no_answer_threshold: float | None = None,
+) -> list[SpanPrediction]:
+    """Answer questions from what was found in their windows, which may come in any order.
+
+    Args, Returns and Raises: as `predict_spans`.
+    """
     spans: dict[str, list[tuple[float, int, int]]] = {}
     nulls: dict[str, float] = {}
-    for question_id, null, found in _search(
-        features, start_logits, end_logits, n_best, max_answer_length
-    ):
-        spans.setdefault(question_id, []).extend(found)
-        nulls[question_id] = min(null, nulls.get(question_id, math.inf))
+    for window in windows:
+        spans.setdefault(window.example_id, []).extend(window.spans)
+        null = nulls.get(window.example_id, math.inf)
+        nulls[window.example_id] = min(null, window.no_answer)
 
     predictions = []
     for example in examples:
@@ -421,14 +444,30 @@ def with_threshold(predictions: Iterable[SpanPrediction], threshold: float) -> l
     return answered
 
 
-def _search(
+def search_windows(
     features: Dataset,
     start_logits: np.ndarray | torch.Tensor | Sequence[Any],
     end_logits: np.ndarray | torch.Tensor | Sequence[Any],
-    n_best: int,
-    max_answer_length: int,
-) -> Iterator[tuple[str, float, list[tuple[float, int, int]]]]:
-    """For each window its question, its score of position 0 and its best (score, start, end)."""
+    *,
+    n_best: int = 20,
+    max_answer_length: int = 30,
+) -> Iterator[WindowSpans]:
+    """Find the best pieces of context in each window by itself.
+
+    Args and Raises: as `predict_spans`.
+
+    Yields:
+        What was found, in the order of the windows.
+    """
+    if n_best < 1 or max_answer_length < 1:
+        raise ValueError(
+            f"n_best ({n_best}) and max_answer_length ({max_answer_length}) must be at least 1"
+        )
+    if not len(features) == len(start_logits) == len(end_logits):
+        raise ValueError(
+            f"{len(features)} windows do not go with {len(start_logits)} rows of start logits and "
+            f"{len(end_logits)} of end logits; give each window its row"
+        )
     columns = features.select_columns(["example_id", "context_starts", "context_ends"])
     for begin in range(0, len(features), _SEARCHED_AT_ONCE):
         window = slice(begin, begin + _SEARCHED_AT_ONCE)
@@ -476,7 +515,7 @@ def _search(
                 to_character[row][allowed].tolist(),
                 strict=True,
             )
-            yield question_id, float(nulls[row]), list(found)
+            yield WindowSpans(question_id, float(nulls[row]), tuple(found))
 
 
 def _prediction(

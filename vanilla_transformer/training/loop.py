@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,8 +21,6 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..generation import PAPER_DECODING, DecodingSettings
-from ..tasks.translation import encode_pairs
 from .averaging import ExponentialMovingAverage, average_checkpoints
 from .checkpointing import (
     atomic_directory,
@@ -36,12 +33,14 @@ from .checkpointing import (
 from .optimization import build_optimizer, build_scheduler
 from .settings import TrainingSettings
 from .sharding import shard_model
+from .task import LOW_IS_GOOD, Task, Validation
 from .updates import Update, UpdateStream
-from .validation import Validation, validate_model, whole_model
+from .validation import whole_model
 from .watching import (
     Interruption,
     LossMonitor,
     RunLog,
+    describe_scores,
     explain_out_of_memory,
     save_failed_update,
     show_samples,
@@ -57,14 +56,14 @@ class Window:
 
     Attributes:
         updates: Optimizer updates.
-        tokens: Target tokens, over all processes.
-        loss: In nats, summed over tokens, over all processes.
+        items: What the loss is averaged over, over all processes.
+        loss: In nats, summed over items, over all processes.
         padding: Padding shares of the updates, added up, of the main process.
         seconds: Time spent on them before a resumption.
     """
 
     updates: int = 0
-    tokens: int = 0
+    items: int = 0
     loss: float = 0.0
     padding: float = 0.0
     seconds: float = 0.0
@@ -96,14 +95,15 @@ class TrainingResult:
     Attributes:
         updates: Optimizer updates done.
         seconds: Time spent training, validation and saving included, over all resumed parts.
-        target_tokens_per_second: Mean over the updates of this process's life, validation excluded.
-        validation: Loss, perplexity and BLEU of the final (averaged) model.
+        items_per_second: Target tokens, questions, whatever the loss is averaged over: mean over
+            the updates of this process's life, validation excluded.
+        validation: Scores of the final (averaged) model.
         best: The same of the best model on the way.
     """
 
     updates: int
     seconds: float
-    target_tokens_per_second: float
+    items_per_second: float
     validation: dict[str, float]
     best: dict[str, float]
 
@@ -111,13 +111,11 @@ class TrainingResult:
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    train_pairs: Dataset | IterableDataset,
-    validation_text: Dataset,
+    task: Task,
+    examples: Dataset | IterableDataset,
     run_dir: Path,
     settings: TrainingSettings,
     *,
-    decoding: DecodingSettings = PAPER_DECODING,
-    bleu: dict[str, Any] | None = None,
     resume: bool = False,
 ) -> TrainingResult:
     """Trains `model` and leaves a run in `run_dir`; with several processes each of them calls it.
@@ -130,12 +128,10 @@ def train(
         model: Fresh or pre-trained, the same on every process; trained in place, and unless it was
             sharded the final model at the end.
         tokenizer: Saved beside every model.
-        train_pairs: Encoded pairs, from `encode_pairs`; streamed ones are shuffled in a buffer.
-        validation_text: Columns `source` and `target`.
+        task: What to learn, with the data to validate on.
+        examples: Encoded for training; streamed ones are shuffled in a buffer.
         run_dir: A new directory, or with `resume` that of the run to go on with.
         settings: How to train.
-        decoding: Stored in the model's generation config.
-        bleu: Options of the BLEU metric, such as `tokenize`.
         resume: Go on from the newest whole checkpoint.
 
     Raises:
@@ -147,17 +143,7 @@ def train(
     """
     check_run_directory(run_dir, resume)
     accelerator = build_accelerator(settings)
-    run = Run(
-        accelerator,
-        model,
-        tokenizer,
-        train_pairs,
-        validation_text,
-        run_dir,
-        settings,
-        decoding=decoding,
-        bleu=bleu,
-    )
+    run = Run(accelerator, model, tokenizer, task, examples, run_dir, settings)
     shard_model(accelerator, model)
     optimizer = build_optimizer(model)
     scheduler = build_scheduler(
@@ -189,31 +175,30 @@ class Run:
         accelerator: Accelerator,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        train_pairs: Dataset | IterableDataset,
-        validation_text: Dataset,
+        task: Task,
+        examples: Dataset | IterableDataset,
         run_dir: Path,
         settings: TrainingSettings,
-        *,
-        decoding: DecodingSettings,
-        bleu: dict[str, Any] | None,
     ):
-        self.accelerator, self.tokenizer = accelerator, tokenizer
+        self.accelerator, self.tokenizer, self.task = accelerator, tokenizer, task
         self.run_dir, self.settings = run_dir, settings
-        self.decoding, self.bleu = decoding, bleu or {}
+        self.best_by = settings.monitor or task.metrics[0]
+        if self.best_by not in ("loss", *task.metrics):
+            raise ValueError(
+                f"monitor ({self.best_by}) is no score of {type(task).__name__}; choose from "
+                f"loss, {', '.join(task.metrics)}"
+            )
         # Every process draws dropout of its own.
         set_seed(settings.seed, device_specific=True)
-        self.validation_text = validation_text
-        self.validation_pairs, _ = encode_pairs(validation_text, tokenizer, max_length=None)
         self.stream = UpdateStream(
-            train_pairs,
-            tokenizer,
+            examples,
+            task,
             settings,
             process_index=accelerator.process_index,
             num_processes=accelerator.num_processes,
             pin_memory=accelerator.device.type == "cuda",
         )
-        for name, value in decoding.generation_arguments().items():
-            setattr(model.generation_config, name, value)
+        task.prepare(model)
         if settings.activation_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         if settings.compile:
@@ -233,7 +218,7 @@ class Run:
         self.gradient_norm = math.nan
         self.learning_rate = math.nan
         self.skipped = 0
-        self.tokens_trained, self.seconds_training = 0, 0.0
+        self.items_trained, self.seconds_training = 0, 0.0
         self.started = time.monotonic()
         self.clock = self.started
         # Last: what can be wrong with data and settings has been found by now.
@@ -299,7 +284,7 @@ class Run:
 
         Args:
             update: This process's share.
-            loss: Of the share: its sum over tokens divided by the tokens of all.
+            loss: Of the share: its sum over items divided by the items of all.
             gradient_norm: Of the whole update, before it was clipped.
 
         Raises:
@@ -341,8 +326,8 @@ class Run:
         self.progress.updates += 1
         window = self.progress.window
         window.updates += 1
-        window.tokens += update.target_tokens
-        window.loss += self.loss * update.target_tokens
+        window.items += update.items
+        window.loss += self.loss * update.items
         window.padding += update.padding_share
         self.log.advance()
         return True
@@ -375,7 +360,7 @@ class Run:
         """Forward and backward over this process's share of a global batch.
 
         Returns:
-            Loss of the share: its sum over tokens divided by the tokens of all.
+            Loss of the share: its sum over items divided by the items of all.
 
         Raises:
             RuntimeError: Out of memory.
@@ -391,7 +376,7 @@ class Run:
                 contextlib.nullcontext() if is_synchronised else accelerator.no_sync(self.model)
             )
             with waiting, self.explaining(piece):
-                loss = self.model(**piece, num_items_in_batch=update.target_tokens).loss
+                loss = self.model(**piece, num_items_in_batch=update.items).loss
                 # DDP and FSDP average gradients over processes; they are to add up.
                 accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()
@@ -429,13 +414,13 @@ class Run:
         """A line of the log for the updates since the last one."""
         progress, window = self.progress, self.progress.window
         window.seconds += time.monotonic() - self.clock
-        self.tokens_trained += window.tokens
+        self.items_trained += window.items
         self.seconds_training += window.seconds
         values = {
-            "loss": window.loss / window.tokens,
+            "loss": window.loss / window.items,
             "learning_rate": self.learning_rate,
             "gradient_norm": self.gradient_norm,
-            "tokens_per_second": window.tokens / window.seconds,
+            "items_per_second": window.items / window.seconds,
             "padding_share": window.padding / window.updates,
         }
         self.log.write(
@@ -446,7 +431,7 @@ class Run:
         left = (self.settings.updates - progress.updates) * window.seconds / window.updates
         if self.settings.max_minutes is not None:
             left = min(left, max(0.0, 60 * self.settings.max_minutes - self.seconds))
-        self.log.progress(progress.updates, **values, seconds_left=left)
+        self.log.progress(progress.updates, **values, seconds_left=left, item=self.task.item)
         progress.window = Window()
         self.clock = time.monotonic()
 
@@ -460,18 +445,9 @@ class Run:
     # ----------------------------------------------------------------------------- validation
 
     def validate(self, is_final: bool = False) -> Validation:
-        """Loss and BLEU on the validation data; the best model so far is saved in `best/`."""
+        """Scores on the validation data; the best model so far is saved in `best/`."""
         with self._pause():
-            found = validate_model(
-                self.accelerator,
-                self.model,
-                self.tokenizer,
-                self.validation_pairs,
-                self.validation_text,
-                self.settings,
-                self.decoding,
-                self.bleu,
-            )
+            found = self.task.validate(self.accelerator, self.model, self.settings)
             progress, scores = self.progress, found.scores
             self.log.write(
                 "validation",
@@ -484,8 +460,8 @@ class Run:
                 },
             )
             self.log.say(
-                f"update {progress.updates}: validation loss {found.loss:.3f}, perplexity "
-                f"{found.perplexity:.2f}, BLEU {found.bleu:.2f}, {self.seconds / 60:.1f} min"
+                f"update {progress.updates}: validation {describe_scores(scores)}, "
+                f"{self.seconds / 60:.1f} min"
             )
             if found.samples:
                 self.log.say(show_samples(list(found.samples)))
@@ -497,15 +473,15 @@ class Run:
         return found
 
     def _is_best(self, scores: dict[str, float]) -> bool:
-        best, name = self.progress.best, self.settings.monitor
+        best, name = self.progress.best, self.best_by
         if not best:
             return True
-        return scores[name] < best[name] if name == "loss" else scores[name] > best[name]
+        return scores[name] < best[name] if name in LOW_IS_GOOD else scores[name] > best[name]
 
     # --------------------------------------------------------------------------------- saving
 
     def save_model(self, path: Path) -> None:
-        """The whole model with tokenizer and decoding, loadable as one; every process calls it."""
+        """The whole model with its tokenizer, loadable as one; every process calls it."""
         with whole_model(self.accelerator, self.model) as inner:
             if self.accelerator.is_main_process:
                 with atomic_directory(path) as directory:
@@ -588,7 +564,7 @@ class Run:
             # A sharded model stays as it is: what is validated is the one on the disk.
             self.model = averaged
         found = self.validate(is_final=True)
-        speed = self.tokens_trained / self.seconds_training if self.seconds_training else 0.0
+        speed = self.items_trained / self.seconds_training if self.seconds_training else 0.0
         progress = self.progress
         return TrainingResult(progress.updates, self.seconds, speed, found.scores, progress.best)
 

@@ -13,14 +13,16 @@ class TrainingSettings:
         warmup: Updates over which the learning rate rises (5.3).
         learning_rate_factor: Multiplies the rate of equation 3.
         max_source_tokens: Padded source tokens of a global batch (5.1).
-        max_target_tokens: Padded target tokens of a global batch (5.1).
+        max_target_tokens: Padded target tokens of a global batch (5.1); where there is no target
+            text, its examples.
         accumulation_steps: Pieces in which a process computes its part of a batch.
         max_gradient_norm: Gradients are scaled down to this norm; None leaves them.
         validate_every: Updates between validations.
-        validation_beams: Beam width for the BLEU of a validation; 1 is greedy.
-        validation_sentences: How many validation sentences are translated for it; None for all.
-        sample_translations: How many of them are shown with each validation.
-        monitor: What makes a validation the best: high BLEU or low loss.
+        validation_beams: Beam width where a validation writes text; 1 is greedy.
+        validation_examples: How many validation examples are predicted and scored; None for all.
+        sample_predictions: How many of them are shown with each validation.
+        monitor: The score that makes a validation the best, such as bleu, f1, accuracy or loss; by
+            default the task's first.
         patience: Stops after so many validations in a row that are not the best; None never.
         checkpoint_every: Updates between resumable checkpoints.
         average_last: Checkpoints kept, and averaged for the final model (6.1: 5 for base, 20 for
@@ -30,7 +32,7 @@ class TrainingSettings:
         log_every: Updates between lines of the log.
         trackers: Where metrics go besides the log: names that Accelerate knows, such as
             tensorboard, trackio, wandb.
-        max_loss_spike: Stops the run at an update whose loss lies this many nats per token above
+        max_loss_spike: Stops the run at an update whose loss lies this many nats per item above
             the running mean, once warm-up is over; None never. What is not a number always stops
             it.
         precision: Of the forward pass: "no" is float32 throughout.
@@ -51,9 +53,9 @@ class TrainingSettings:
     max_gradient_norm: float | None = None
     validate_every: int = 1000
     validation_beams: int = 1
-    validation_sentences: int | None = None
-    sample_translations: int = 2
-    monitor: Literal["bleu", "loss"] = "bleu"
+    validation_examples: int | None = None
+    sample_predictions: int = 2
+    monitor: str | None = None
     patience: int | None = None
     checkpoint_every: int = 1000
     average_last: int = 5
@@ -83,7 +85,7 @@ class TrainingSettings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
-        for name, meaning in (("validation_sentences", "all"), ("patience", "no early stopping")):
+        for name, meaning in (("validation_examples", "all"), ("patience", "no early stopping")):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} ({value}) must be at least 1, or unset for {meaning}")
@@ -96,7 +98,7 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} ({value}) must be above 0")
-        for name in ("num_workers", "seed", "sample_translations"):
+        for name in ("num_workers", "seed", "sample_predictions"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 0")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

@@ -6,6 +6,7 @@ applies them.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,13 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..generation import PAPER_DECODING, DecodingSettings
 from .averaging import ExponentialMovingAverage
 from .checkpointing import atomic_directory
 from .loop import Run, TrainingResult, check_launch, check_run_directory
 from .optimization import build_optimizer, build_scheduler
 from .settings import TrainingSettings
 from .sharding import shard_model
+from .task import Task
 from .updates import Update, UpdateStream
 from .watching import Interruption
 
@@ -46,13 +47,11 @@ _AVERAGE = "exponential_moving_average.safetensors"
 def train_with_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    train_pairs: Dataset | IterableDataset,
-    validation_text: Dataset,
+    task: Task,
+    examples: Dataset | IterableDataset,
     run_dir: Path,
     settings: TrainingSettings,
     *,
-    decoding: DecodingSettings = PAPER_DECODING,
-    bleu: dict[str, Any] | None = None,
     resume: bool = False,
 ) -> TrainingResult:
     """`loop.train` by other means: same arguments, result, files and errors."""
@@ -61,17 +60,7 @@ def train_with_trainer(
     trainer.remove_callback(PrinterCallback)
     accelerator = trainer.accelerator
     check_launch(accelerator)
-    trainer.run = run = Run(
-        accelerator,
-        model,
-        tokenizer,
-        train_pairs,
-        validation_text,
-        run_dir,
-        settings,
-        decoding=decoding,
-        bleu=bleu,
-    )
+    trainer.run = run = Run(accelerator, model, tokenizer, task, examples, run_dir, settings)
     trainer.add_callback(RunCallback(trainer, resume))
     shard_model(accelerator, model)
     with contextlib.closing(run.log), Interruption() as run.interruption:
@@ -135,7 +124,7 @@ class RunTrainer(VanillaTransformerTrainer):
     Attributes:
         run: Set before training.
         update: The update in progress, this process's share.
-        loss: Of the pieces computed so far: their sum over tokens divided by the tokens of all.
+        loss: Of the pieces computed so far: their sum over items divided by the items of all.
         gradient_norm: Of the whole update, before clipping.
     """
 
@@ -147,6 +136,13 @@ class RunTrainer(VanillaTransformerTrainer):
     def get_train_dataloader(self) -> Any:
         """The pieces of the updates one after another; each process reads its own."""
         return _Pieces(self)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The pieces of one update, with the items of the whole: Trainer counts `labels` only."""
+        pieces = list(itertools.islice(epoch_iterator, num_batches))
+        return pieces, torch.tensor(self.update.items, device=device)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The paper's Adam."""

@@ -1,28 +1,26 @@
 """What each optimizer update sees, on every process: the data side of a run, exact to resume.
 
 One update sees one global batch. Each process takes its part of it, in `accumulation_steps`
-pieces, and every piece's loss is divided by the target tokens of the whole: the gradient is the
-same whatever the number of processes and pieces.
+pieces, and every piece's loss is divided by the items of the whole (target tokens, questions): the
+gradient is the same whatever the number of processes and pieces.
 """
 
 import hashlib
 import itertools
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from transformers import PreTrainedTokenizerBase
 
 from ..data.batching import TokenBudgetBatchSampler, split_batch, stream_batches
-from ..tasks.translation import translation_collator
 from .settings import TrainingSettings
+from .task import Task, example_lengths
 
 
 @dataclass(frozen=True)
@@ -31,63 +29,81 @@ class Update:
 
     Attributes:
         pieces: Batches of tensors to accumulate over.
-        target_tokens: Tokens that count in the loss of the whole global batch.
-        padding_share: Of the padded source and target of this process's pieces, in [0, 1].
+        items: What counts in the loss of the whole global batch: target tokens, questions.
+        padding_share: Of the padded tensors of this process's pieces, in [0, 1].
         rows: Where the global batch lies in the training data; empty for streamed data.
     """
 
     pieces: list[dict[str, torch.Tensor]]
-    target_tokens: int
+    items: int
     padding_share: float
     rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every global batch a process computes, and how it makes tensors of it."""
+    """Which part of every global batch a process computes."""
 
-    collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    task: Task
     accumulation_steps: int = 1
     process_index: int = 0
     num_processes: int = 1
 
-    def take(self, batch: list[dict[str, Any]], rows: Sequence[int] = ()) -> Update:
-        """This process's update for a global batch of encoded pairs."""
-        lengths = [len(pair["input_ids"]) + len(pair["labels"]) for pair in batch]
+    def take(
+        self, batch: list[dict[str, Any]], seed: Sequence[int], rows: Sequence[int] = ()
+    ) -> Update:
+        """This process's update for a global batch of encoded examples.
+
+        Args:
+            seed: Of what the task draws: the run's, the epoch and the batch's place in it.
+        """
+        batch = self.task.draw(batch, np.random.default_rng(seed))
+        lengths = [sum(_lengths(example)) for example in batch]
         parts = split_batch(
             range(len(batch)), self.num_processes * self.accumulation_steps, lengths
         )
         first = self.process_index * self.accumulation_steps
-        # A batch of fewer sentences than parts leaves some empty. Every process must still run
-        # backward once a piece, or the others wait for ever: a sentence that teaches nothing.
-        idle = {**batch[0], "labels": [-100] * len(batch[0]["labels"])}
+        # A batch of fewer examples than parts leaves some empty. Every process must still run
+        # backward once a piece, or the others wait for ever: an example that teaches nothing.
+        idle = self.task.idle(batch[0])
         pieces = [
-            dict(self.collate([batch[i] for i in part] or [idle]))
+            dict(self.task.collate([batch[i] for i in part] or [idle]))
             for part in parts[first : first + self.accumulation_steps]
         ]
-        padded = sum(piece["input_ids"].numel() + piece["labels"].numel() for piece in pieces)
-        filled = sum(
-            int(piece["attention_mask"].sum() + (piece["labels"] != -100).sum()) for piece in pieces
-        )
-        target_tokens = sum(len(pair["labels"]) for pair in batch)
-        return Update(pieces, target_tokens, 1 - filled / padded, tuple(rows))
+        filled, padded = np.sum([self.task.padding(piece) for piece in pieces], axis=0)
+        return Update(pieces, self.task.count(batch), float(1 - filled / padded), tuple(rows))
 
 
 class EpochPlan(TorchDataset):
-    """The updates of one epoch as a data set, so that a `DataLoader` can prepare them ahead."""
+    """The updates of one epoch as a data set, so that a `DataLoader` can prepare them ahead.
 
-    def __init__(self, pairs: Dataset, batches: Sequence[Sequence[int]], share: Share):
-        self.pairs, self.batches, self.share = pairs, batches, share
+    Args:
+        batches: Rows of each, from the batch `first` of the epoch.
+        seed: Of what the task draws, beside the place of a batch in the epoch.
+    """
+
+    def __init__(
+        self,
+        examples: Dataset,
+        batches: Sequence[Sequence[int]],
+        share: Share,
+        seed: Sequence[int] = (),
+        first: int = 0,
+    ):
+        self.examples = examples.select_columns(list(share.task.columns))
+        self.batches, self.share = batches, share
+        self.seed, self.first = tuple(seed), first
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, position: int) -> Update:
         rows = list(self.batches[position])
-        fetched = self.pairs[rows]
-        columns = zip(fetched["input_ids"], fetched["labels"], strict=True)
-        batch = [{"input_ids": input_ids, "labels": labels} for input_ids, labels in columns]
-        return self.share.take(batch, rows)
+        fetched = self.examples[rows]
+        columns = self.share.task.columns
+        values = zip(*(fetched[name] for name in columns), strict=True)
+        batch = [dict(zip(columns, row, strict=True)) for row in values]
+        return self.share.take(batch, (*self.seed, self.first + position), rows)
 
 
 class UpdateStream:
@@ -98,37 +114,45 @@ class UpdateStream:
     from the beginning of the epoch to get there, and compared on the way.
 
     Args:
-        pairs: Encoded pairs, from `encode_pairs`.
-        tokenizer: For padding.
+        examples: Encoded examples; a stream only of texts and their targets, from `encode_pairs`.
+        task: What they teach.
         settings: Token budgets, accumulation, seed and workers.
         process_index, num_processes: Which share of each update to give.
         pin_memory: Whether tensors go to a GPU.
 
     Raises:
-        ValueError: A pair over the token budgets, or no pair at all.
+        ValueError: An example over the token budgets, no example at all, or one that lacks a column
+            that the task needs.
     """
 
     def __init__(
         self,
-        pairs: Dataset | IterableDataset,
-        tokenizer: PreTrainedTokenizerBase,
+        examples: Dataset | IterableDataset,
+        task: Task,
         settings: TrainingSettings,
         *,
         process_index: int = 0,
         num_processes: int = 1,
         pin_memory: bool = False,
     ):
-        self.pairs, self.settings, self.pin_memory = pairs, settings, pin_memory
-        self.share = Share(
-            translation_collator(tokenizer),
-            settings.accumulation_steps,
-            process_index,
-            num_processes,
-        )
+        missing = set(task.columns) - set(examples.column_names or task.columns)
+        if missing:
+            raise ValueError(
+                f"the examples lack the columns {', '.join(sorted(missing))} that "
+                f"{type(task).__name__} needs; encode them for training"
+            )
+        if isinstance(examples, IterableDataset) and not task.can_be_streamed:
+            raise ValueError(
+                f"{type(task).__name__} cannot learn from streamed data: only texts with their "
+                "targets are streamed; load the data as a Dataset"
+            )
+        self.examples, self.task, self.settings = examples, task, settings
+        self.pin_memory = pin_memory
+        self.share = Share(task, settings.accumulation_steps, process_index, num_processes)
         self.sampler: TokenBudgetBatchSampler | None = None
-        if not isinstance(pairs, IterableDataset):
+        if not isinstance(examples, IterableDataset):
             self.sampler = TokenBudgetBatchSampler(
-                *pair_lengths(pairs),
+                *example_lengths(examples),
                 max_source_tokens=settings.max_source_tokens,
                 max_target_tokens=settings.max_target_tokens,
                 seed=settings.seed,
@@ -186,7 +210,8 @@ class UpdateStream:
             sampler.set_epoch(epoch)
             sampler.load_state_dict(sampler.state_dict(next_batch=self._done))
             # Taken whole: the loader may read ahead, and the position is counted here.
-            plan = EpochPlan(self.pairs, list(sampler), self.share)
+            seed = (self.settings.seed, epoch)
+            plan = EpochPlan(self.examples, list(sampler), self.share, seed, self._done)
             loader = DataLoader(
                 plan,
                 batch_size=None,
@@ -208,14 +233,14 @@ class UpdateStream:
             skipped = self._done if epoch == self._epoch else 0
             self._epoch, self._done, self._digest = epoch, 0, ""
             for batch in stream_batches(
-                self.pairs,
+                self.examples,
                 max_source_tokens=self.settings.max_source_tokens,
                 max_target_tokens=self.settings.max_target_tokens,
                 seed=self.settings.seed,
                 epoch=epoch,
             ):
                 self._done += 1
-                self._digest = _chain(self._digest, batch)
+                self._digest = _chain(self._digest, batch, self.task.columns)
                 if self._done < skipped:
                     continue
                 if self._done == skipped:
@@ -226,9 +251,11 @@ class UpdateStream:
                             "and seed, or begin a new run"
                         )
                     continue
-                yield self.share.take(batch)
+                yield self.share.take(batch, (self.settings.seed, epoch, self._done))
             if not self._done:
-                raise ValueError("the stream gave no pair to train on; check data and max_length")
+                raise ValueError(
+                    "the stream gave no example to train on; check data and max_length"
+                )
             if self._done < skipped:
                 raise ValueError(
                     f"the stream gave {self._done} batches, the run was trained on {skipped}; "
@@ -242,20 +269,17 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(kind, signal.SIG_IGN)
 
 
-def pair_lengths(pairs: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Source and target tokens of each encoded pair, two arrays `[N]`."""
-    table = pairs.with_format("arrow")[:]
-    source, target = (
-        pc.list_value_length(table[name]).to_numpy() for name in ("input_ids", "labels")
-    )
-    return source, target
+def _lengths(example: dict[str, Any]) -> tuple[int, int]:
+    """Of one encoded example what `example_lengths` gives of all."""
+    labels = example.get("labels")
+    return len(example["input_ids"]), len(labels) if isinstance(labels, list) else 1
 
 
-def _chain(digest: str, batch: list[dict[str, Any]]) -> str:
+def _chain(digest: str, batch: list[dict[str, Any]], columns: Sequence[str]) -> str:
     """Hash of all batches up to this one, from that of all before it."""
     content = hashlib.sha256(digest.encode())
-    for pair in batch:
-        for name in ("input_ids", "labels"):
-            content.update(np.asarray(pair[name], dtype="<i8").tobytes())
+    for example in batch:
+        for name in columns:
+            content.update(np.asarray(example[name], dtype="<i8").tobytes())
             content.update(b"|")
     return content.hexdigest()

@@ -29,6 +29,8 @@ from .updates import Update
 # How a torch allocator that has no exception of its own says that memory is out.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
+_SCORE_NAMES = {"bleu": "BLEU", "exact_match": "exact match", "f1": "F1", "macro_f1": "macro-F1"}
+
 
 class RunLog:
     """The log of a run, its trackers, and its progress on the screen.
@@ -136,25 +138,31 @@ class RunLog:
         update: int,
         *,
         loss: float,
-        tokens_per_second: float,
+        items_per_second: float,
         padding_share: float,
         gradient_norm: float,
         learning_rate: float,
         seconds_left: float,
+        item: str,
     ) -> None:
-        """Shows how it goes: beside the bar, or where there is no terminal as a line of its own."""
+        """Shows how it goes: beside the bar, or where there is no terminal as a line of its own.
 
-        def describe(norm: str) -> str:
+        Args:
+            item: What is counted a second; see `Task`.
+        """
+
+        def describe(norm: str, item: str) -> str:
             return (
-                f"loss {loss:.2f}, {tokens_per_second:,.0f} tokens/s, {padding_share:.0%} padding, "
-                f"{norm} {gradient_norm:.1f}, rate {learning_rate:.1e}, "
+                f"loss {loss:.2f}, {items_per_second:,.0f} {item}/s, {padding_share:.0%} "
+                f"padding, {norm} {gradient_norm:.1f}, rate {learning_rate:.1e}, "
                 f"{_duration(seconds_left)} left"
             )
 
         if self._bar.disable:
-            self.say(f"update {update}/{self.settings.updates}: {describe('gradient norm')}")
+            self.say(f"update {update}/{self.settings.updates}: {describe('gradient norm', item)}")
         else:
-            self._bar.set_description_str(describe("norm"))
+            # Room for 100 columns, large numbers and all.
+            self._bar.set_description_str(describe("norm", item.split()[-1]))
 
     def say(self, text: str) -> None:
         """Prints, above the bar if there is one."""
@@ -304,7 +312,7 @@ def save_failed_update(
     content = {
         "reason": reason,
         "update": number,
-        "target_tokens": update.target_tokens,
+        "items": update.items,
         "rows": list(update.rows),
         "processes": gather_object([mine]),
     }
@@ -321,14 +329,12 @@ def save_failed_update(
 def _describe_piece(
     piece: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    input_ids, labels = piece["input_ids"].tolist(), piece["labels"].tolist()
-    targets = [[token for token in row if token >= 0] for row in labels]
-    return {
-        "input_ids": input_ids,
-        "labels": labels,
-        "source": tokenizer.batch_decode(input_ids, skip_special_tokens=True),
-        "target": tokenizer.batch_decode(targets, skip_special_tokens=True),
-    }
+    values = {name: tensor.tolist() for name, tensor in piece.items()}
+    text = {"source": tokenizer.batch_decode(values["input_ids"], skip_special_tokens=True)}
+    if "labels" in piece and piece["labels"].ndim == 2 and not piece["labels"].is_floating_point():
+        targets = [[token for token in row if token >= 0] for row in values["labels"]]
+        text["target"] = tokenizer.batch_decode(targets, skip_special_tokens=True)
+    return values | text
 
 
 def explain_out_of_memory(
@@ -338,7 +344,7 @@ def explain_out_of_memory(
 
     Args:
         error: What forward or backward raised.
-        piece: The batch of tensors, `input_ids` `[B, S]` and `labels` `[B, T]`.
+        piece: The batch of tensors, `input_ids` `[B, S]` and perhaps `labels` `[B, T]`.
     """
     is_out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
@@ -346,7 +352,9 @@ def explain_out_of_memory(
     if not is_out_of_memory:
         return None
     sentences, source = piece["input_ids"].shape
-    target = piece["labels"].shape[1]
+    size = f"{sentences} sentences x {source} source tokens"
+    if "labels" in piece and piece["labels"].ndim == 2:
+        size += f" x {piece['labels'].shape[1]} labels"
     remedies = [
         f"lower max_source_tokens ({settings.max_source_tokens}) and max_target_tokens "
         f"({settings.max_target_tokens})"
@@ -361,8 +369,8 @@ def explain_out_of_memory(
     if settings.precision == "no":
         remedies.append("set precision=bf16")
     return (
-        f"out of memory with a batch of {sentences} sentences x {source} source tokens x {target} "
-        f"target tokens on {piece['input_ids'].device}: {'; or '.join(remedies)}"
+        f"out of memory with a batch of {size} on {piece['input_ids'].device}: "
+        f"{'; or '.join(remedies)}"
     )
 
 
@@ -415,15 +423,23 @@ class Interruption:
             os.write(2, (message + hint).encode())
 
 
+def describe_scores(scores: dict[str, float]) -> str:
+    """Scores in one line: `loss 3.214, perplexity 24.88, BLEU 31.02`."""
+    return ", ".join(
+        f"{_SCORE_NAMES.get(name, name)} {value:.{3 if name == 'loss' else 2}f}"
+        for name, value in scores.items()
+    )
+
+
 def show_samples(samples: Sequence[tuple[str, str, str]]) -> str:
-    """Lines that show translations.
+    """Lines that show predictions.
 
     Args:
-        samples: Source, reference and translation of each.
+        samples: What was given, what was expected and what came out, of each.
     """
     return "\n".join(
-        f"  source       {source}\n  reference    {reference}\n  translation  {translation}"
-        for source, reference, translation in samples
+        f"  given      {given}\n  expected   {expected}\n  predicted  {predicted}"
+        for given, expected, predicted in samples
     )
 
 
