@@ -3,8 +3,10 @@
 import json
 import logging
 import random
+import string
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -252,3 +254,144 @@ def test_offsets_leave_out_the_blank_before_a_word_in_every_window() -> None:
     for ids, offsets in zip(windows["input_ids"], windows["offset_mapping"], strict=True):
         for start, end in offsets[ids.index(2) + 1 : -1]:
             assert context[start:end] == context[start:end].strip()
+
+
+# Without capital letters
+
+
+@pytest.fixture(scope="module")
+def lowercase() -> PreTrainedTokenizerBase:
+    return train_tokenizer(TEXTS, 300, lowercase=True)
+
+
+def test_a_lowercase_tokenizer_takes_capital_letters_for_small_ones(tokenizer, lowercase):
+    assert (
+        lowercase("The DOG sees ÜBER")["input_ids"] == lowercase("the dog sees über")["input_ids"]
+    )
+    assert tokenizer("DOG")["input_ids"] != tokenizer("dog")["input_ids"]
+    # It has learned from small letters only: its merges are spent on nothing else.
+    assert "ĠThe" not in lowercase.get_vocab()
+    assert any(token.isupper() for token in set(tokenizer.get_vocab()) - set("<>/"))
+    pair = lowercase("Dog", "HOUSE")["input_ids"]
+    assert pair == lowercase("dog", "house")["input_ids"]
+    assert pair.count(2) == 2
+
+
+@pytest.mark.parametrize("text", HOSTILE_TEXTS)
+def test_hostile_text_survives_in_small_letters(lowercase, text):
+    assert round_trip(lowercase, [text]) == [text.lower()]
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(st.text(st.characters(exclude_categories=["Cs", "Lu", "Lt"])))
+def test_any_text_without_capital_letters_survives(lowercase, text):
+    assert round_trip(lowercase, [text]) == [text.lower()]
+
+
+def test_offsets_of_a_lowercase_tokenizer_point_into_the_text_as_given(lowercase):
+    text = "The DOG sees  the House."
+    encoded = lowercase(text, return_offsets_mapping=True)
+    pieces = [text[start:end] for start, end in encoded["offset_mapping"]]
+    assert "".join(pieces) == text.replace(" ", "")
+    # A letter that becomes two, and letters of several bytes.
+    text = "In İSTANBUL the ÜBERHÖHTE Haus ẞ, the DOG."
+    encoded = lowercase(text, return_offsets_mapping=True)
+    covered = {place for start, end in encoded["offset_mapping"] for place in range(start, end)}
+    assert covered == {place for place, letter in enumerate(text) if letter != " "}
+    dog = text.index("DOG")
+    first, last = encoded.char_to_token(dog), encoded.char_to_token(dog + 2)
+    start, end = encoded["offset_mapping"][first][0], encoded["offset_mapping"][last][1]
+    assert text[start:end] == "DOG"
+
+
+def test_a_lowercase_tokenizer_is_saved_as_one(lowercase, tmp_path):
+    lowercase.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded(HOSTILE_TEXTS) == lowercase(HOSTILE_TEXTS)
+    assert loaded("DOG")["input_ids"] == lowercase("dog")["input_ids"]
+    assert loaded.unk_token_id not in loaded("GRÜSSE ẞ")["input_ids"]
+
+
+# Without punctuation
+
+
+def is_kept(letter: str) -> bool:
+    is_punctuation = unicodedata.category(letter).startswith("P") or letter in string.punctuation
+    return not is_punctuation and not letter.isspace()
+
+
+def words(text: str) -> str:
+    return " ".join("".join(one if is_kept(one) else " " for one in text).split())
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["as given", "lowercase"])
+def stripping(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+    return train_tokenizer(TEXTS, 300, lowercase=request.param, strip_punctuation=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("a dog, a house.", "a dog a house"),
+        ("“the dog” — ‘a’ house…", "the dog a house"),
+        ("a t-shirt, and/or\tthe child's", "a t shirt and or the child s"),
+        ("¿qué? ¡sí! (á) 日本、東京。", "qué sí á 日本 東京"),
+        ("it `s 3.50 $ + <x> = a^b|c~d_e 5€", "it s 3 50 x a b c d e 5€"),
+        ("the end.the\u00a0dog\n", "the end the dog"),
+        ("</s>", "s"),
+        (string.punctuation, ""),
+        (" \u3000…\n!", ""),
+    ],
+)
+def test_a_stripping_tokenizer_takes_punctuation_for_blanks(
+    tokenizer: PreTrainedTokenizerBase, stripping: PreTrainedTokenizerBase, text: str, other: str
+) -> None:
+    assert stripping(text) == stripping(other)
+    assert round_trip(stripping, [text]) == [other]
+    assert tokenizer(text) != tokenizer(other)
+
+
+def test_a_stripping_tokenizer_learns_nothing_of_punctuation(
+    tokenizer: PreTrainedTokenizerBase, stripping: PreTrainedTokenizerBase
+) -> None:
+    def merged(learner: PreTrainedTokenizerBase) -> list[str]:
+        return [token for token, place in learner.get_vocab().items() if place >= 261]
+
+    assert any(not is_kept(token[-1]) for token in merged(tokenizer))
+    assert all(is_kept(token[-1]) for token in merged(stripping))
+
+
+def test_punctuation_alone_is_an_empty_text(stripping: PreTrainedTokenizerBase) -> None:
+    assert stripping("...") == {"input_ids": [2], "attention_mask": [1]}
+    dog = stripping("dog", add_special_tokens=False)["input_ids"]
+    assert stripping("?!", "dog!")["input_ids"] == [2, *dog, 2]
+    assert stripping("dog!", "?")["input_ids"] == [*dog, 2, 2]
+
+
+def test_a_stripping_tokenizer_recognises_special_tokens(
+    stripping: PreTrainedTokenizerBase,
+) -> None:
+    dog = stripping("dog", add_special_tokens=False)["input_ids"]
+    assert stripping("dog, <mask>.", split_special_tokens=False)["input_ids"] == [*dog, 4, 2]
+    assert 4 not in stripping("dog, <mask>.")["input_ids"]
+
+
+# Punctuation and blanks of one byte and of several, letters that become two in small letters.
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(text=st.text(" \n\u00a0.,'\"-/(…“—€½aBz9éß日👩\u0301ẞİ"))
+def test_offsets_of_a_stripping_tokenizer_point_at_the_words(
+    stripping: PreTrainedTokenizerBase, text: str
+) -> None:
+    encoded = stripping(text, return_offsets_mapping=True)
+    covered = {place for start, end in encoded["offset_mapping"] for place in range(start, end)}
+    assert covered == {place for place, letter in enumerate(text) if is_kept(letter)}
+    is_lowercase = stripping("A") == stripping("a")
+    assert round_trip(stripping, [text]) == [words(text.lower() if is_lowercase else text)]
+
+
+def test_a_stripping_tokenizer_is_saved_as_one(
+    stripping: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    stripping.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path)(HOSTILE_TEXTS) == stripping(HOSTILE_TEXTS)
+    assert load_tokenizer(tmp_path)("the dog") == stripping("“the” dog!")
