@@ -205,10 +205,25 @@ def test_bad_input_is_named_and_leaves_the_metric_usable(
 
 
 def test_bad_names_are_refused_when_loading() -> None:
-    with pytest.raises(ValueError, match=r"'bleurt'.*bleu, chrf, ter"):
+    with pytest.raises(ValueError, match=r"'bleurt'.*bleu, chrf, ter, squad"):
         load_metric("bleurt")
     with pytest.raises(ValueError, match="Chrf has no option 'tokenize'"):
         load_metric("chrf", tokenize="none")
+    # Evaluate itself would drop it in silence.
+    with pytest.raises(ValueError, match="squad has no option 'version'"):
+        load_metric("squad", version="2.0")
+
+
+def test_squad_is_loaded_by_name_and_is_no_metric_of_translations() -> None:
+    answers = {"text": ["black cat", "cat"], "answer_start": [0, 6]}
+    result = load_metric("squad").compute(
+        predictions=[{"id": "1", "prediction_text": "a big cat"}],
+        references=[{"id": "1", "answers": answers}],
+    )
+    # "big cat" against "cat": half of its words, all of the answer's.
+    assert (result["exact_match"], result["precision"], result["recall"]) == (0, 50, 100)
+    assert result["f1"] == pytest.approx(200 / 3)
+    assert list(score_translations(["a"], ["a"])) == ["bleu", "chrf", "ter"]
 
 
 def test_multi30k_protocol_is_not_retokenised() -> None:

@@ -72,6 +72,30 @@ def test_normalisation(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # A blank for each mark, so these are words of their own ...
+        ("an-other", "other"),
+        ("U.S.A.", "u s"),
+        ("T.H.E. end", "t h e end"),
+        ("$1,000.50 (100%)", "1 000 50 100"),
+        ("The_Beatles", "beatles"),
+        ("Ocean's Eleven", "ocean s eleven"),
+        # ... and so with these four, three of them beyond ASCII, and no others.
+        ("Ocean’s ‘Eleven’", "ocean s eleven"),
+        ("rock´n`roll", "rock n roll"),
+        ("“the” war—end", "“ ” war—end"),
+        ("  The  Cat's\tpyjamas!", "cat s pyjamas"),
+        ("a the", ""),
+    ],
+)
+def test_normalisation_of_triviaqa(text: str, expected: str) -> None:
+    assert normalize_answer(text, "triviaqa") == expected
+    # Its aliases come normalised already.
+    assert normalize_answer(expected, "triviaqa") == expected
+
+
+@pytest.mark.parametrize(
     ("prediction", "answers", "version", "expected"),
     [
         # exact match, F1, precision, recall
@@ -106,6 +130,15 @@ def test_scores_of_one_answer(
     assert tuple(scores.values()) == pytest.approx(expected)
 
 
+def test_scores_of_one_answer_by_triviaqa() -> None:
+    # "ocean s 11" against "ocean s eleven", of which SQuAD makes "oceans 11" and "oceans eleven".
+    answers = ["Ocean’s_Eleven", "film"]
+    scores = score_answer("The Ocean's 11", answers, normalization="triviaqa")
+    assert tuple(scores.values()) == pytest.approx((0, 2 / 3, 2 / 3, 2 / 3))
+    assert score_answer("ocean's eleven", answers, normalization="triviaqa")["exact_match"] == 1
+    assert score_answer("ocean's eleven", answers)["f1"] == 0
+
+
 # Whole sets
 
 
@@ -122,6 +155,7 @@ def test_groups_and_averages() -> None:
     result = evaluate_question_answering(REFERENCES, PREDICTIONS, bootstrap_samples=0)
     assert result == {
         "version": "2.0",
+        "normalization": "squad",
         "total": 4,
         "missing": 0,
         "extra": 1,
@@ -163,6 +197,28 @@ def test_version_1_1_counts_a_missing_prediction_as_wrong_and_2_0_asks_for_it() 
     assert "has_answer" not in result
     with pytest.raises(ValueError, match="2 questions have no prediction, '3' first"):
         evaluate_question_answering(REFERENCES, few)
+
+
+def test_a_set_is_scored_as_triviaqa_does() -> None:
+    references = [
+        reference("q1--one.txt", ["Spider-Man", "Spiderman"]),
+        reference("q2--two.txt", ["St. Paul’s", "Saint Paul's Cathedral"]),
+        reference("q3--three.txt", ["nineteen"]),
+    ]
+    predictions = {"q1--one.txt": "spider man", "q2--two.txt": "the Cathedral of St Paul"}
+    options: dict[str, Any] = {"bootstrap_samples": 0}
+    result = evaluate_question_answering(
+        references, predictions, normalization="triviaqa", **options
+    )
+    # The second: "st", "paul" of "cathedral of st paul" and "st paul s"; a third has no prediction.
+    second = 2 * (2 / 4) * (2 / 3) / (2 / 4 + 2 / 3)
+    assert result["f1"] == pytest.approx(100 * (1 + second) / 3)
+    assert result["exact_match"] == pytest.approx(100 / 3)
+    assert (result["version"], result["normalization"], result["missing"]) == ("1.1", "triviaqa", 1)
+    assert format_report(result).startswith("TriviaQA, 3 questions, 1 without")
+    by_squad = evaluate_question_answering(references, predictions, **options)
+    assert by_squad["exact_match"] == 0
+    assert format_report(by_squad).startswith("SQuAD 1.1, 3 questions")
 
 
 def test_references_without_questions_have_no_split_by_question_word() -> None:
@@ -211,6 +267,7 @@ def test_intervals_are_seeded_and_as_wide_as_theory_says() -> None:
         (REFERENCES[:1], {"1": None}, {}, "prediction for '1' is None, not text"),
         (REFERENCES[3:], {"4": ""}, {"version": "1.1"}, "'4' has no answer"),
         (REFERENCES, PREDICTIONS, {"version": "2"}, r"version \('2'\) must be"),
+        (REFERENCES, PREDICTIONS, {"normalization": "nq"}, r"normalization \('nq'\) must be"),
     ],
 )
 def test_refusals(references: Any, predictions: Any, options: Any, message: str) -> None:

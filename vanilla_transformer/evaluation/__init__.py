@@ -1,6 +1,8 @@
-"""How good a translation is: BLEU, chrF and TER, the same figures as sacreBLEU's command line.
+"""How good a translation or an answer is, the same figures as the official scripts'.
 
-Each metric is a script beside this file that `evaluate.load` takes by its path, without a network.
+BLEU, chrF and TER are those of sacreBLEU's command line, METEOR is NLTK's, exact match and F1 are
+those of SQuAD. Each metric is a script beside this file that `evaluate.load` takes by its path,
+without a network.
 """
 
 from __future__ import annotations
@@ -12,22 +14,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import evaluate
 
-METRICS = ("bleu", "chrf", "ter")
+TRANSLATION_METRICS = ("bleu", "chrf", "ter")
+METRICS = (*TRANSLATION_METRICS, "squad", "meteor", "classification", "comet")
+# Those that take options when they are loaded.
+_WITH_DEFAULTS = (*TRANSLATION_METRICS, "meteor")
 
 
 def load_metric(name: str, **defaults: Any) -> evaluate.Metric:
     """Load one of this package's metrics through Evaluate, without a network.
 
     Args:
-        name: "bleu", "chrf" or "ter".
-        **defaults: options of the sacreBLEU metric that hold for every `compute` unless given there
-            again, such as `tokenize="none"`; a metric inside `evaluate.combine` takes them here.
+        name: "bleu", "chrf" (with `word_order=2` chrF++), "ter", "meteor", "comet", "squad" or
+            "classification".
+        **defaults: options of the sacreBLEU metric, or of METEOR, that hold for every `compute`
+            unless given there again, such as `tokenize="none"`; a metric inside `evaluate.combine`
+            takes them here. The others have none: theirs go to `compute`.
 
     Raises:
         ValueError: an unknown metric, or an option that the metric does not have.
     """
     if name not in METRICS:
         raise ValueError(f"metric ({name!r}) must be one of {', '.join(METRICS)}")
+    # Evaluate would drop them in silence.
+    if defaults and name not in _WITH_DEFAULTS:
+        raise ValueError(f"{name} has no option {', '.join(map(repr, defaults))} for loading")
     # Evaluate brings `datasets` and pandas along: loaded when a score is asked for, not before.
     import evaluate
 
@@ -71,5 +81,5 @@ def score_translations(
         name: load_metric(name, **options[name]).compute(
             predictions=predictions, references=references
         )
-        for name in METRICS
+        for name in TRANSLATION_METRICS
     }

@@ -23,6 +23,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..data.inference_corpora import LABELS, TWO_WAY_LABELS
+from .classification_scores import calibration, confusion_counts, label_scores, macro_f1
 
 # Annotation that becomes slices, and what the slices are called.
 _ANNOTATIONS = ("genre", "source", "heuristic", "subcase", "category", "language", "phenomena")
@@ -131,8 +132,8 @@ def evaluate_inference(
         )
 
     everything = np.ones(len(gold), dtype=bool)
-    confusion = _confusion(gold, predicted, len(names))
-    precision, recall, f1 = (100 * scores for scores in _label_scores(confusion))
+    confusion = confusion_counts(gold, predicted, len(names))
+    precision, recall, f1 = (100 * scores for scores in label_scores(confusion))
     return {
         "labels": list(names),
         **figures(everything),
@@ -219,7 +220,7 @@ def _figures(
 ) -> dict[str, Any]:
     """The figures that the whole set and each slice have."""
     majority = np.full_like(gold, np.bincount(gold).argmax())
-    confusion = _confusion(gold, predicted, num_labels)
+    confusion = confusion_counts(gold, predicted, num_labels)
     # Accuracy and F1 depend on the confusion matrix alone, so drawing examples with replacement
     # is drawing the matrix from a multinomial: the same distribution, and no loop.
     resampled = generator.multinomial(
@@ -233,12 +234,12 @@ def _figures(
         "macro_f1": float(macro_f1(confusion)),
         "macro_f1_interval": np.percentile(macro_f1(resampled), [tail, 100 - tail]).tolist(),
         "majority_accuracy": _accuracy(gold, majority),
-        "majority_macro_f1": float(macro_f1(_confusion(gold, majority, num_labels))),
+        "majority_macro_f1": float(macro_f1(confusion_counts(gold, majority, num_labels))),
     }
     if baseline is not None:
         figures["hypothesis_only_accuracy"] = _accuracy(gold, baseline)
         figures["hypothesis_only_macro_f1"] = float(
-            macro_f1(_confusion(gold, baseline, num_labels))
+            macro_f1(confusion_counts(gold, baseline, num_labels))
         )
     return figures
 
@@ -246,33 +247,6 @@ def _figures(
 def _accuracy(gold: np.ndarray, predicted: np.ndarray) -> float:
     """Share of right answers in percent."""
     return 100 * float((gold == predicted).mean())
-
-
-def _confusion(gold: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
-    """Counts [C, C + 1]: rows gold, columns predicted, the last one for no label."""
-    columns = np.where(predicted < 0, num_labels, predicted)
-    cells = np.bincount(gold * (num_labels + 1) + columns, minlength=num_labels * (num_labels + 1))
-    return cells.reshape(num_labels, num_labels + 1)
-
-
-def _label_scores(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision, recall and F1 [..., C] as shares; 0 where nothing was predicted or is gold."""
-    square = confusion[..., :-1]
-    right = np.diagonal(square, axis1=-2, axis2=-1).astype(np.float64)
-    answered, golden = square.sum(axis=-2), confusion.sum(axis=-1)
-    return (
-        right / np.maximum(answered, 1),
-        right / np.maximum(golden, 1),
-        2 * right / np.maximum(answered + golden, 1),
-    )
-
-
-def macro_f1(confusion: np.ndarray) -> np.ndarray:
-    """Mean F1 in percent over the labels that are gold or predicted, of counts [..., C, C + 1]."""
-    _, _, f1 = _label_scores(confusion)
-    occurring = confusion[..., :-1].sum(axis=-2) + confusion.sum(axis=-1) > 0
-    mean: np.ndarray = 100 * f1.sum(axis=-1) / occurring.sum(axis=-1)
-    return mean
 
 
 def wilson_interval(right: int, examples: int, confidence: float = 0.95) -> list[float]:
@@ -288,41 +262,6 @@ def wilson_interval(right: int, examples: int, confidence: float = 0.95) -> list
     # Rounding leaves a hair on the wrong side of 0 and of 1.
     bounds = np.clip(np.array([middle - reach, middle + reach]) / (1 + z**2 / examples), 0, 1)
     return [100 * float(bound) for bound in bounds]
-
-
-def calibration(certainty: np.ndarray, right: np.ndarray, num_bins: int = 10) -> dict[str, Any]:
-    """Compare how sure the model is with how often it is right (Guo et al. 2017, section 2).
-
-    Args:
-        certainty: Probability [N] of the predicted label.
-        right: Whether [N] it is the gold one.
-        num_bins: Bins of equal width; a probability on an edge belongs to the bin below it.
-
-    Returns:
-        {"expected_error": mean distance of certainty and accuracy over the bins, weighted by their
-        examples, "bins": [{"from", "to", "examples", "certainty", "accuracy"}]}, in percent;
-        certainty and accuracy of an empty bin are None.
-    """
-    edges = np.linspace(0, 1, num_bins + 1)
-    places = np.clip(np.digitize(certainty, edges, right=True) - 1, 0, num_bins - 1)
-    bins, error = [], 0.0
-    for place, (lower, upper) in enumerate(itertools.pairwise(edges)):
-        here = places == place
-        count = int(here.sum())
-        mean = 100 * float(certainty[here].mean()) if count else None
-        accuracy = 100 * float(right[here].mean()) if count else None
-        if mean is not None and accuracy is not None:
-            error += count / len(certainty) * abs(mean - accuracy)
-        bins.append(
-            {
-                "from": 100 * float(lower),
-                "to": 100 * float(upper),
-                "examples": count,
-                "certainty": mean,
-                "accuracy": accuracy,
-            }
-        )
-    return {"expected_error": error, "bins": bins}
 
 
 class HypothesisOnly:

@@ -1,9 +1,10 @@
-"""How good answers are: exact match and F1 as the official SQuAD scripts count them.
+"""How good answers are: exact match and F1 as the scripts of SQuAD and TriviaQA count them.
 
-Both scripts compare answers without case, punctuation, articles and spacing (Rajpurkar et al. 2016,
-section 6.1; 2.0: Rajpurkar et al. 2018). The figures are the same whether an answer was cut out of
-its context or written by a model. `squad.py` beside this file is the same metric for Evaluate; it
-takes this file with it, which therefore imports nothing of this package.
+The official scripts compare answers without case, punctuation, articles and spacing (Rajpurkar et
+al. 2016, section 6.1; SQuAD 2.0: Rajpurkar et al. 2018; TriviaQA: Joshi et al. 2017). The figures
+are the same whether an answer was cut out of its context or written by a model. `squad.py` beside
+this file is the same metric for Evaluate; it takes this file with it, which therefore imports
+nothing of this package.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ from typing import Any, Literal
 import numpy as np
 
 Version = Literal["1.1", "2.0"]
+Normalization = Literal["squad", "triviaqa"]
 
 MEASURES = ("exact_match", "f1", "precision", "recall")
 
-_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# SQuAD joins what punctuation parts; TriviaQA leaves it apart, and knows three more marks.
+_PUNCTUATION: dict[str, dict[int, Any]] = {
+    "squad": str.maketrans("", "", string.punctuation),
+    "triviaqa": str.maketrans(dict.fromkeys(string.punctuation + "‘’´", " ")),
+}
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _QUESTION_WORDS = re.compile(
     r"\b(how (?:many|much)|how|what|when|where|which|who(?:m|se)?|why)\b", re.IGNORECASE
@@ -37,17 +43,28 @@ class NoAnswerThreshold:
     f1: float
 
 
-def normalize_answer(text: str) -> str:
-    """Lower case, no ASCII punctuation, no English article, single blanks: in this order.
+def normalize_answer(text: str, normalization: Normalization = "squad") -> str:
+    """Lower case, no punctuation, no English article, single blanks: in this order.
 
-    The order matters and is that of the official scripts: "an-other" loses its hyphen first and so
-    keeps its "an". Punctuation beyond ASCII stays.
+    The order matters and is that of the official scripts. SQuAD's (`normalize_answer` in
+    evaluate-v1.1.py and -v2.0.py) take ASCII punctuation out: "an-other" loses its hyphen first and
+    so keeps its "an". TriviaQA's (`normalize_answer` in evaluation/triviaqa_evaluation.py of
+    mandarjoshi90/triviaqa) puts a blank where ASCII punctuation, an underscore among it, or one of
+    ‘ ’ ´ stands: "an-other" becomes "other". Other punctuation stays.
+
+    Raises:
+        ValueError: An unknown normalization.
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
+    if normalization not in _PUNCTUATION:
+        raise ValueError(f"normalization ({normalization!r}) must be 'squad' or 'triviaqa'")
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION[normalization])).split())
 
 
 def score_answer(
-    prediction: str, answers: Sequence[str], version: Version = "1.1"
+    prediction: str,
+    answers: Sequence[str],
+    version: Version = "1.1",
+    normalization: Normalization = "squad",
 ) -> dict[str, float]:
     """Score one prediction by the answer that suits it best, each measure from 0 to 1.
 
@@ -60,16 +77,17 @@ def score_answer(
         answers: The texts that are right; none where the question has no answer (version 2.0).
         version: The script to agree with. They differ on answers of which normalisation leaves
             nothing ("the"): 2.0 passes over them, in 1.1 nothing shares a word with nothing.
+        normalization: See `normalize_answer`.
 
     Raises:
-        ValueError: Version 1.1 and a question without answers.
+        ValueError: Version 1.1 and a question without answers, or an unknown normalization.
     """
-    golds = [normalize_answer(answer) for answer in answers]
+    golds = [normalize_answer(answer, normalization) for answer in answers]
     if version == "2.0":
         golds = [gold for gold in golds if gold] or [""]
     if not golds:
         raise ValueError("a question without answers is scored by version='2.0' only")
-    given = normalize_answer(prediction)
+    given = normalize_answer(prediction, normalization)
     best = (0.0, 0.0, 0.0)
     for gold in golds:
         overlap = _overlap(given, gold, version)
@@ -98,6 +116,7 @@ def evaluate_question_answering(
     predictions: Mapping[str, str],
     *,
     version: Version | None = None,
+    normalization: Normalization = "squad",
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -114,13 +133,18 @@ def evaluate_question_answering(
             counted as `extra` and otherwise left aside, as the official scripts do.
         version: The official script to agree with, "1.1" or "2.0"; by default 2.0 if any question
             has no answer.
+        normalization: "triviaqa" for the figures of TriviaQA's script, which extends SQuAD's of 1.1
+            by its own `normalize_answer`. It scores against normalised aliases: what comes of the
+            aliases that `load_question_answering` gives as answers. On TriviaQA's web domain it
+            takes one prediction for each document, whose ids those are; on Wikipedia one for each
+            question, whichever document it is from.
         bootstrap_samples: For the intervals, how often the questions are drawn with replacement;
             0 leaves the intervals out.
         seed: Of those draws: the same seed gives the same intervals.
 
     Returns:
-        {"version", "total", "missing", "extra", "exact_match", "f1", "precision", "recall",
-        "exact_match_interval", "f1_interval", "has_answer": {...}, "no_answer": {...} (2.0),
+        {"version", "normalization", "total", "missing", "extra", "exact_match", "f1", "precision",
+        "recall", "exact_match_interval", "f1_interval", "has_answer", "no_answer": {...} (2.0),
         "by_question_word": {word: {...}}}: percentages, with 95 % intervals [low, high] of the
         percentile bootstrap over questions. The groups have "total" and the same measures. It
         goes into JSON as it is.
@@ -144,7 +168,7 @@ def evaluate_question_answering(
             f"{len(missing)} questions have no prediction, {missing[0]!r} first; give each one, "
             '"" where the answer is that there is none'
         )
-    scores = _scores(ids, answers, predictions, version)
+    scores = _scores(ids, answers, predictions, version, normalization)
 
     def summary(rows: np.ndarray) -> dict[str, Any]:
         return _summary(scores[rows], bootstrap_samples, seed)
@@ -152,6 +176,7 @@ def evaluate_question_answering(
     has_answer = np.array([bool(one) for one in answers])
     result: dict[str, Any] = {
         "version": version,
+        "normalization": normalization,
         **_summary(scores, bootstrap_samples, seed),
         "missing": len(missing),
         "extra": len(set(predictions) - set(ids)),
@@ -246,9 +271,11 @@ def format_report(result: Mapping[str, Any]) -> str:
     groups = {"all": result}
     groups |= {name: result[name] for name in ("has_answer", "no_answer") if name in result}
     groups |= result.get("by_question_word", {})
+    script = f"SQuAD {result['version']}"
+    if result.get("normalization") == "triviaqa":
+        script = "TriviaQA"
     lines = [
-        f"SQuAD {result['version']}, {result['total']} questions, {result['missing']} without a "
-        "prediction",
+        f"{script}, {result['total']} questions, {result['missing']} without a prediction",
         f"{'':<12}{'n':>7}{'EM':>8}{'95 %':>16}{'F1':>8}{'95 %':>16}{'P':>6}{'R':>6}",
     ]
     for name, group in groups.items():
@@ -277,6 +304,7 @@ def _scores(
     answers: Sequence[Sequence[str]],
     predictions: Mapping[str, str],
     version: Version,
+    normalization: Normalization = "squad",
 ) -> np.ndarray:
     """Scores from 0 to 1, a row for each question and a column for each of MEASURES."""
     rows = []
@@ -292,7 +320,7 @@ def _scores(
                 f"question {question_id!r} has no answer, which SQuAD 1.1 does not know; "
                 "give version='2.0'"
             )
-        rows.append(list(score_answer(prediction, texts, version).values()))
+        rows.append(list(score_answer(prediction, texts, version, normalization).values()))
     return np.array(rows)
 
 

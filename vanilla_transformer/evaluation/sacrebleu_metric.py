@@ -10,21 +10,21 @@ from __future__ import annotations
 import abc
 import difflib
 import inspect
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import datasets
 import evaluate
-import sacrebleu.metrics.base
 
 INPUTS_DESCRIPTION = """
 Args:
     predictions: one string per segment.
     references: per segment one string, or a list of one or more strings.
-    **options: the options of the sacreBLEU metric of the same name.
+    **options: the options of the metric, which are sacreBLEU's for its metrics.
 
 Returns:
-    A dictionary with `score` (0 to 100), sacreBLEU's `signature` and the parts of the score.
+    A dictionary with `score` (0 to 100), the `signature` and the parts of the score.
 """
 
 
@@ -41,10 +41,12 @@ class SacreBleuMetric(evaluate.Metric, abc.ABC):
     # Being abstract keeps this class from being taken for the metric itself: `evaluate.load`
     # picks the first concrete metric class that it finds in the script's namespace.
 
-    scorer: ClassVar[type[sacrebleu.metrics.base.Metric]]
+    # A sacreBLEU metric, or a class with the same `corpus_score` and `get_signature`.
+    scorer: ClassVar[type[Any]]
     choices: ClassVar[Mapping[str, Collection[str]]] = {}
     description_text: ClassVar[str]
     citation_text: ClassVar[str]
+    homepage: ClassVar[str] = "https://github.com/mjpost/sacrebleu"
 
     def __init__(self, **kwargs: Any) -> None:
         """Take Evaluate's own keywords (`num_process`, `cache_dir`, ...) and default options."""
@@ -64,7 +66,7 @@ class SacreBleuMetric(evaluate.Metric, abc.ABC):
             description=self.description_text,
             citation=self.citation_text,
             inputs_description=INPUTS_DESCRIPTION,
-            homepage="https://github.com/mjpost/sacrebleu",
+            homepage=self.homepage,
             features=datasets.Features({"predictions": text, "references": [text]}),
         )
 
@@ -112,13 +114,7 @@ class SacreBleuMetric(evaluate.Metric, abc.ABC):
         return result
 
     def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
-        # sacreBLEU wants one stream of segments per reference, None where a segment has fewer.
-        num_streams = max(len(alternatives) for alternatives in references)
-        streams: list[Any] = [
-            [alternatives[i] if i < len(alternatives) else None for alternatives in references]
-            for i in range(num_streams)
-        ]
-        score = self._scorer.corpus_score(list(predictions), streams)
+        score = self._scorer.corpus_score(list(predictions), reference_streams(references))
         signature = str(self._scorer.get_signature())
         return {"score": float(score.score), "signature": signature, **self.parts(score)}
 
@@ -175,6 +171,14 @@ def check_segments(predictions: Any, references: Any) -> tuple[list[str], list[l
             )
         checked_references.append(list(alternatives))
     return list(predictions), checked_references
+
+
+def reference_streams(references: Sequence[Sequence[str]]) -> list[Any]:
+    """Lists per segment as sacreBLEU wants them: a stream of segments for each reference.
+
+    None stands where a segment has fewer than others, which sacreBLEU's annotations do not know.
+    """
+    return [list(stream) for stream in itertools.zip_longest(*references)]
 
 
 def _shown(value: object) -> str:
