@@ -1,0 +1,86 @@
+"""Reads what `torch.save` and safetensors wrote, without running any code that a file may carry."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+
+_HEAD = 1 << 23
+"""Bytes at a file's start in which names stand: of safetensors, and of torch before 1.6."""
+
+
+def mentions(path: Path, *names: str) -> bool:
+    """Whether a file of tensors knows all these names, of tensors or of options; loads nothing."""
+    if not path.is_file():
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            text = b"".join(archive.read(name) for name in pickles)
+    except (zipfile.BadZipFile, OSError):
+        # Also a truncated archive, whose first entry is the pickle.
+        with path.open("rb") as file:
+            text = file.read(_HEAD)
+    return all(name.encode() in text for name in names)
+
+
+def load_pickled(path: Path, remedy: str, safe: Iterable[Any] = ()) -> Any:
+    """What a file of `torch.save` holds: tensors and plain values.
+
+    Args:
+        path: The file.
+        remedy: What to do where it holds objects, whose loading would run their code.
+        safe: Classes and functions that do no harm, as `torch.serialization.safe_globals` has them.
+
+    Raises:
+        ValueError: The file is truncated, no such file at all, or holds objects.
+    """
+    try:
+        with torch.serialization.safe_globals(list(safe)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"objects of {found[1]}" if found else "something else than tensors and plain values"
+        raise ValueError(
+            f"{path} holds {what}; to load them would run code that came with the file, which is "
+            f"not done here; {remedy}"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{path} cannot be read ({reason}): it is truncated or was not written by torch.save; "
+            "get it again"
+        ) from error
+
+
+def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: The file is truncated, or none of safetensors.
+    """
+    try:
+        return load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): it is truncated or no safetensors file; get it again"
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """`value` with what JSON has no word for written as text, so that options can be stored."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    return str(value)
