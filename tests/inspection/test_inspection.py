@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,9 @@ from vanilla_transformer.configuration_vanilla_transformer import VanillaTransfo
 from vanilla_transformer.inspection.attention import (
     MAX_TOKENS,
     attention_page,
+    explain,
     write_attention_page,
+    write_attention_picture,
 )
 from vanilla_transformer.inspection.curves import plot_training, read_training_log
 from vanilla_transformer.modeling_vanilla_transformer import (
@@ -50,7 +53,8 @@ class Page(HTMLParser):
         self.text = ""
         self._data = ""
         self.feed(text)
-        self.kinds: list[dict[str, Any]] = json.loads(self._data)
+        self.examples: list[dict[str, Any]] = json.loads(self._data)
+        self.kinds: list[dict[str, Any]] = self.examples[0]["kinds"]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
@@ -307,13 +311,43 @@ def test_source_must_be_a_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_script_draws_in_a_browser(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["ours"], indirect=True)
+def test_several_sentences_with_all_there_is_to_see(
+    model: PreTrainedModel, tokenizer: Any, tmp_path: Path
+) -> None:
+    sentences = ["the dog sees", "der hund sieht die katze"]
+    path = write_attention_page(
+        model, tokenizer, sentences, tmp_path / "page.html", word="dog", num_beams=3
+    )
+    page = Page(path.read_text(encoding="utf-8"))
+    assert [example["word"] for example in page.examples] == ["dog", "dog"]
+    for example, sentence in zip(page.examples, sentences, strict=True):
+        assert example["alignment"]["source"] == [*sentence.split(), "</s>"]
+        assert len(example["alignment"]["pairs"]) == len(example["alignment"]["target"])
+    # 2 layers of the encoder, twice 3 of the decoder, 4 heads each, in both articles.
+    assert page.text.count("encoder") == 2 * 2 * 4
+    assert "hypothesis 3, score" in page.text
+    with pytest.raises(ValueError, match="give one sentence for the target"):
+        write_attention_page(model, tokenizer, sentences, tmp_path / "x.html", target="der")
+    assert not (tmp_path / "x.html").exists()
+
+
+@pytest.mark.parametrize("model", ["ours"], indirect=True)
+def test_a_picture_of_all_heads(model: PreTrainedModel, tokenizer: Any, tmp_path: Path) -> None:
+    example = explain(model, tokenizer, "the $dog$ sees")
+    path = write_attention_picture(example, tmp_path / "new" / "heads.png")
+    picture = matplotlib.image.imread(path)
+    # 8 rows of 4 heads, 225 pixels each.
+    assert picture.shape[0] > 8 * 200
+    assert picture.shape[1] > 4 * 200
+    assert picture[..., :3].std() > 0.01
+
+
+def in_browser(page: Path, tmp_path: Path) -> Page:
+    """The page after its script ran."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium to draw the page in")
-    page = tmp_path / "page.html"
-    page.write_text(hostile_page(), encoding="utf-8")
     flags = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
         "--disable-background-networking --disable-component-update --dump-dom"
@@ -325,13 +359,36 @@ def test_script_draws_in_a_browser(tmp_path: Path) -> None:
         text=True,
         timeout=120,
     )
-    drawn = Page(finished.stdout)
+    return Page(finished.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["ours"], indirect=True)
+def test_a_word_is_shown_across_the_heads(
+    model: PreTrainedModel, tokenizer: Any, tmp_path: Path
+) -> None:
+    path = write_attention_page(
+        model, tokenizer, "the dog sees", tmp_path / "page.html", word="dog"
+    )
+    drawn = in_browser(path, tmp_path)
+    assert "▁dog across the heads" in drawn.text
+    lines = [attributes for tag, attributes in drawn.elements if tag == "line"]
+    assert len(lines) == len(drawn.examples[0]["alignment"]["pairs"])
+
+
+@pytest.mark.slow
+def test_script_draws_in_a_browser(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(hostile_page(), encoding="utf-8")
+    drawn = in_browser(page, tmp_path)
     maps = [a for tag, a in drawn.elements if tag == "canvas" and a.get("class") == "map"]
     assert len(maps) == 3
     assert all((a.get("style") or "").startswith("width: ") for a in maps)
-    # Per kind 2 layers of 2 heads and their mean.
-    assert sum(tag == "button" for tag, _ in drawn.elements) == 3 * 2 * 3
-    assert "<title>taken" not in finished.stdout
+    # Per kind 2 layers of 2 heads and their mean; and each token of both sentences.
+    buttons = sum(tag == "button" for tag, _ in drawn.elements)
+    assert buttons == 3 * 2 * 3 + 2 * len(HOSTILE)
+    # The title is the first text there is.
+    assert drawn.text.strip().startswith(HOSTILE[0])
 
 
 # --- the curves ---
@@ -342,8 +399,9 @@ def training(update: int, loss: float = 3.0, **other: Any) -> str:
     return json.dumps({"kind": "train", "update": update, "loss": loss, **rate, **other})
 
 
-def validation(update: int, loss: float = 2.0, bleu: float | None = None) -> str:
-    return json.dumps({"kind": "validation", "update": update, "loss": loss, "bleu": bleu})
+def validation(update: int, loss: float = 2.0, bleu: float | None = None, **other: Any) -> str:
+    row = {"kind": "validation", "update": update, "loss": loss, "perplexity": 7.4, **other}
+    return json.dumps({**row, "bleu": bleu, "seconds": 1.0, "is_final": False})
 
 
 def write_log(tmp_path: Path, *lines: str, end: str = "\n") -> Path:
@@ -397,7 +455,9 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
         read_training_log(path)
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, log: Path, output: Path) -> matplotlib.figure.Figure:
+def drawn(
+    monkeypatch: pytest.MonkeyPatch, log: Path, output: Path, **options: Any
+) -> matplotlib.figure.Figure:
     """Draw, and give the figure that went into the file."""
     figures = []
     save = matplotlib.figure.Figure.savefig
@@ -407,7 +467,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, log: Path, output: Path) -> matplotli
         save(figure, *args, **kwargs)
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
-    assert plot_training(log, output) == output
+    assert plot_training(log, output, **options) == output
     assert output.read_bytes().startswith(b"\x89PNG\r\n")
     assert [file.name for file in output.parent.iterdir()] == [output.name]
     return figures[0]
@@ -425,7 +485,7 @@ def test_curves_show_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     figure = drawn(monkeypatch, write_log(tmp_path, *lines), tmp_path / "pictures" / "curves.png")
     loss, rate, bleu = figure.axes
     labels = [axes.get_ylabel() for axes in (loss, rate, bleu)]
-    assert labels == ["loss (nats per token)", "learning rate", "validation BLEU\n(0 to 100)"]
+    assert labels == ["loss (nats per item)", "learning rate", "validation BLEU\n(0 to 100)"]
     assert bleu.get_xlabel() == "optimizer updates"
     raw, mean, validated = loss.get_lines()
     np.testing.assert_allclose(raw.get_ydata(), 1000 / np.arange(10, 1010, 10))
@@ -438,6 +498,40 @@ def test_curves_show_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(rate.get_lines()[0].get_ydata(), 1e-6 * np.arange(10, 1010, 10))
     assert list(bleu.get_lines()[0].get_ydata()) == [10, 20, 30, 40, 50]
     assert bleu.get_title(loc="right") == "best BLEU 50.00 at update 1,000"
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "label", "title"),
+    [
+        ({"f1": 61.5, "exact_match": 50.0}, {}, "F1\n(0 to 100)", "F1 61.50"),
+        ({"accuracy": 70.0, "macro_f1": 68.0}, {}, "accuracy\n(0 to 100)", "accuracy 70.00"),
+        (
+            {"f1": 61.5, "exact_match": 50.0},
+            {"score": "exact_match"},
+            "exact match\n(0 to 100)",
+            "exact match 50.00",
+        ),
+        ({"f1": 61.5}, {"score": "perplexity"}, "perplexity", "perplexity 7.40"),
+    ],
+)
+def test_curves_show_the_first_score_of_the_task_or_the_one_asked_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scores: dict[str, float],
+    options: dict[str, str],
+    label: str,
+    title: str,
+) -> None:
+    log = write_log(tmp_path, training(1), validation(1, **scores), validation(2, perplexity=9.0))
+    panel = drawn(monkeypatch, log, tmp_path / "out" / "c.png", **options).axes[-1]
+    assert panel.get_ylabel() == f"validation {label}"
+    assert panel.get_title(loc="right") == f"best {title} at update 1"
+
+
+def test_a_score_that_no_validation_has_is_refused(tmp_path: Path) -> None:
+    log = write_log(tmp_path, validation(1))
+    with pytest.raises(ValueError, match="no validation has the score 'f1'"):
+        plot_training(log, tmp_path / "curves.png", score="f1")
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,15 @@
-"""Attention weights as one self-contained HTML page: a heat map for each kind, layer and head.
+"""Attention weights as one self-contained HTML page, and as a picture.
 
-Shapes: `h` heads, `T` target length, `S` source length; a matrix has a row per query (the position
-that attends) and a column per key (the position attended to).
+A heat map for each kind, layer and head; one token across all heads; which words are paired; what
+each head does; the tree of the beam. Shapes: as in `recording`, of one sentence.
 """
 
 from __future__ import annotations
 
 import base64
-import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ import numpy as np
 import torch
 
 from ..atomic_file import atomic_file
+from .beam import BeamNode, beam_tree
+from .heads import HeadSummary, align_words, summarise_heads, word_spans
+from .recording import attention, observed, readable_tokens, start_token_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +30,30 @@ if TYPE_CHECKING:
 MAX_TOKENS = 200
 # Weights travel as 16-bit integers, exact to 1/131070: a page holds up to a million of them.
 STEPS = 65_535
+
+
+@dataclass(frozen=True)
+class AttentionExample:
+    """What the page shows of one sentence pair.
+
+    Attributes:
+        title: Its heading.
+        source: The S source tokens, as they are to be read.
+        target: The T tokens that label the decoder's rows.
+        kinds: Maps as the page reads them.
+        alignment: Words of both sides and which are paired: `source`, `target`, `pairs`.
+        heads: What each head does.
+        tree: Of a beam search, chains of tokens without a branch joined: `text`,
+            `log_probability`, `score`, `rank`, `children`.
+    """
+
+    title: str
+    source: list[str]
+    target: list[str]
+    kinds: list[dict[str, Any]]
+    alignment: dict[str, Any] | None = None
+    heads: list[HeadSummary] = dataclasses.field(default_factory=list)
+    tree: dict[str, Any] | None = None
 
 
 def attention_page(
@@ -57,6 +84,43 @@ def attention_page(
     Raises:
         ValueError: shapes that do not fit the tokens, or weights outside [0, 1].
     """
+    kinds = _kinds(
+        source_tokens,
+        target_tokens,
+        encoder_attentions,
+        decoder_attentions,
+        cross_attentions,
+        written_tokens,
+    )
+    rows = target_tokens if written_tokens is None else written_tokens
+    return examples_page([AttentionExample(title, list(source_tokens), list(rows), kinds)])
+
+
+def examples_page(examples: Sequence[AttentionExample], *, word: str | None = None) -> str:
+    """Write the page of one or more sentences, one below the other.
+
+    Args:
+        examples: At least one.
+        word: Where a token of a sentence reads so, it is the one first shown across all heads.
+    """
+    template = Path(__file__).with_name("attention.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    shown = [
+        {"kinds": example.kinds, "alignment": example.alignment, "word": word}
+        for example in examples
+    ]
+    return environment.from_string(template).render(examples=examples, shown=shown, steps=STEPS)
+
+
+def _kinds(
+    source_tokens: Sequence[str],
+    target_tokens: Sequence[str],
+    encoder_attentions: Sequence[np.ndarray],
+    decoder_attentions: Sequence[np.ndarray],
+    cross_attentions: Sequence[np.ndarray],
+    written_tokens: Sequence[str] | None,
+) -> list[dict[str, Any]]:
+    """The three kinds of maps, checked."""
     rows = target_tokens if written_tokens is None else written_tokens
     if len(rows) != len(target_tokens):
         raise ValueError(
@@ -64,7 +128,7 @@ def attention_page(
             "each position that reads one token writes one"
         )
     action = "row: the token read" if written_tokens is None else "row: the token being written"
-    kinds = [
+    return [
         _kind(
             "Encoder self-attention",
             "row: source token; column: source token it attends to",
@@ -87,11 +151,6 @@ def attention_page(
             cross_attentions,
         ),
     ]
-    template = Path(__file__).with_name("attention.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
-        title=title, source=list(source_tokens), target=list(rows), kinds=kinds, steps=STEPS
-    )
 
 
 def _kind(
@@ -130,15 +189,15 @@ def _kind(
     }
 
 
-def write_attention_page(
+def explain(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     source: str,
-    path: str | Path,
     *,
     target: str | None = None,
-) -> Path:
-    """Run a sequence-to-sequence model on one sentence and write the page of its attention.
+    num_beams: int | None = None,
+) -> AttentionExample:
+    """Run a sequence-to-sequence model on one sentence and record what the page shows of it.
 
     The model comes back as it was: training or evaluation mode, attention implementation.
 
@@ -146,11 +205,8 @@ def write_attention_page(
         model: any transformers encoder-decoder model.
         tokenizer: its tokenizer.
         source: the sentence to translate.
-        path: where the HTML goes, whole or not at all; parent folders are made.
         target: the translation to look at; without it the model's own greedy one.
-
-    Returns:
-        The page's path.
+        num_beams: width of the beam search whose tree is shown; None for none.
 
     Raises:
         ValueError: no source text, or more tokens than a page can show.
@@ -165,9 +221,8 @@ def write_attention_page(
     }
     source_ids = inputs["input_ids"][0].tolist()
     _check_length("source", source_ids)
-    with _observed(model), torch.no_grad():
-        # A position reads one token and writes the next: the two lists are shifted by one.
-        if target is None:
+    if target is None:
+        with observed(model), torch.no_grad():
             output = model.generate(
                 **inputs,
                 num_beams=1,
@@ -175,57 +230,118 @@ def write_attention_page(
                 # The paper's limit (6.1), and no more than the page shows.
                 max_new_tokens=min(len(source_ids) + 50, MAX_TOKENS),
             )
-            sequence = output[0].tolist()
-        else:
-            sequence = [_start_token_id(model), *tokenizer(text_target=target)["input_ids"]]
-            _check_length("target", sequence)
-        read_ids, written_ids = sequence[:-1], sequence[1:]
-        outputs = model(
-            **inputs,
-            decoder_input_ids=torch.tensor([read_ids], device=model.device),
-            output_attentions=True,
-            use_cache=False,
-            return_dict=True,
-        )
-    translation = tokenizer.decode(written_ids, skip_special_tokens=True)
-    page = attention_page(
-        _readable(source_ids, tokenizer),
-        _readable(read_ids, tokenizer),
-        _arrays(outputs.encoder_attentions),
-        _arrays(outputs.decoder_attentions),
-        _arrays(outputs.cross_attentions),
-        title=f"{source.strip()} → {translation}",
-        written_tokens=_readable(written_ids, tokenizer),
+        sequence = output[0].tolist()
+    else:
+        sequence = [start_token_id(model), *tokenizer(text_target=target)["input_ids"]]
+        _check_length("target", sequence)
+    # A position reads one token and writes the next: the two lists are shifted by one.
+    read_ids, written_ids = sequence[:-1], sequence[1:]
+    read = torch.tensor([read_ids], device=model.device)
+    record = attention(model, {**inputs, "decoder_input_ids": read})
+    assert record.encoder is not None
+    assert record.decoder is not None
+    assert record.cross is not None
+    side = getattr(tokenizer, "target", tokenizer)
+    source_tokens = readable_tokens(source_ids, tokenizer)
+    written = readable_tokens(written_ids, side)
+    sources, targets = word_spans(source_tokens), word_spans(written)
+    return AttentionExample(
+        title=f"{source.strip()} → {tokenizer.decode(written_ids, skip_special_tokens=True)}",
+        source=source_tokens,
+        target=written,
+        kinds=_kinds(
+            source_tokens,
+            readable_tokens(read_ids, side),
+            list(record.encoder[:, 0]),
+            list(record.decoder[:, 0]),
+            list(record.cross[:, 0]),
+            written,
+        ),
+        alignment={
+            "source": [_word(source_tokens, span) for span in sources],
+            "target": [_word(written, span) for span in targets],
+            "pairs": align_words(record.cross[:, 0], source_tokens, written),
+        },
+        heads=summarise_heads(record),
+        tree=None
+        if num_beams is None
+        else _joined(beam_tree(model, tokenizer, source, num_beams=num_beams)),
     )
+
+
+def write_attention_page(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str | Sequence[str],
+    path: str | Path,
+    *,
+    target: str | None = None,
+    word: str | None = None,
+    num_beams: int | None = None,
+) -> Path:
+    """Run a sequence-to-sequence model on sentences and write the page of its attention.
+
+    Args:
+        model: any transformers encoder-decoder model; it comes back as it was.
+        tokenizer: its tokenizer.
+        source: the sentence to translate, or several to compare.
+        path: where the HTML goes, whole or not at all; parent folders are made.
+        target: the translation to look at; without it the model's own greedy one.
+        word: the token that is first shown across all heads, in each sentence that has it.
+        num_beams: width of the beam search whose tree is shown; None for none.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ValueError: no source text, more tokens than a page can show, or a target for several.
+    """
+    sources = [source] if isinstance(source, str) else list(source)
+    if not sources or (target is not None and len(sources) > 1):
+        raise ValueError(f"give one sentence for the target {target!r}, not {len(sources)}")
+    examples = [
+        explain(model, tokenizer, one, target=target, num_beams=num_beams) for one in sources
+    ]
     with atomic_file(Path(path)) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(examples_page(examples, word=word), encoding="utf-8")
     return Path(path)
 
 
-@contextmanager
-def _observed(model: PreTrainedModel) -> Iterator[None]:
-    """Put the model in evaluation mode with eager attention, and put it back afterwards."""
-    implementation, was_training = model.config._attn_implementation, model.training
-    # Only the eager implementation has the weights to give: the others never form the matrix.
-    model.set_attn_implementation("eager")
-    # Dropout would show weights that were dropped and scaled up.
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-        model.set_attn_implementation(implementation)
+def write_attention_picture(example: AttentionExample, path: str | Path) -> Path:
+    """Draw all of an example's heads, a row of maps for each layer, as a picture.
 
+    Args:
+        example: What `explain` recorded.
+        path: A PNG, or what else matplotlib writes; parent folders are made.
+    """
+    from matplotlib.figure import Figure
 
-def _start_token_id(model: PreTrainedModel) -> int:
-    for config in (model.generation_config, model.config):
-        start = getattr(config, "decoder_start_token_id", None)
-        if start is not None:
-            return int(start)
-    raise ValueError(
-        "the model's configuration has no decoder_start_token_id; set "
-        "model.generation_config.decoder_start_token_id"
-    )
+    heads = max(kind["num_heads"] for kind in example.kinds)
+    layers = sum(kind["num_layers"] for kind in example.kinds)
+    figure = Figure(figsize=(1.5 * heads + 1.5, 1.5 * layers + 1.5), layout="constrained")
+    grid = figure.add_gridspec(layers, heads)
+    row = 0
+    for kind in example.kinds:
+        weights = _unpacked(kind)
+        for layer in range(kind["num_layers"]):
+            for head in range(kind["num_heads"]):
+                axes = figure.add_subplot(grid[row, head])
+                axes.imshow(weights[layer, head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+                is_left, is_short = head == 0, max(weights.shape[2:]) <= 30
+                axes.set_xticks(range(weights.shape[3]) if is_short else [])
+                axes.set_yticks(range(weights.shape[2]) if is_left and is_short else [])
+                axes.set_xticklabels(kind["columns"] if is_short else [], rotation=90, fontsize=5)
+                axes.set_yticklabels(kind["rows"] if is_left and is_short else [], fontsize=5)
+                if is_left:
+                    axes.set_ylabel(f"{kind['name'].split()[0]} {layer + 1}", fontsize=8)
+                if row == 0:
+                    axes.set_title(f"head {head + 1}", fontsize=8)
+            row += 1
+    # A dollar sign would begin a formula.
+    figure.suptitle(example.title.replace("$", r"\$"), fontsize=10)
+    with atomic_file(Path(path)) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
+    return Path(path)
 
 
 def _check_length(name: str, ids: list[int]) -> None:
@@ -236,43 +352,29 @@ def _check_length(name: str, ids: list[int]) -> None:
         )
 
 
-def _arrays(attentions: Sequence[torch.Tensor]) -> list[np.ndarray]:
-    """The first sentence's weights of each layer, [1, h, T, S] -> [h, T, S]."""
-    return [layer[0].float().cpu().numpy() for layer in attentions]
+def _unpacked(kind: dict[str, Any]) -> np.ndarray:
+    """A map's weights again, `[N, h, rows, columns]`."""
+    integers = np.frombuffer(base64.b64decode(kind["weights"]), dtype="<u2")
+    shape = (kind["num_layers"], kind["num_heads"], len(kind["rows"]), len(kind["columns"]))
+    weights: np.ndarray = integers.reshape(shape) / STEPS
+    return weights
 
 
-def _readable(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Tokens as they are to be read: spaces as ▁, part of a character as its bytes <C3>."""
-    readable = []
-    for token_id in ids:
-        token = str(tokenizer.convert_ids_to_tokens(token_id))
-        # SentencePiece's own marker would be lost in decoding a single token.
-        if token.startswith("▁"):
-            readable.append(token)
-            continue
-        text = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
-        if "\N{REPLACEMENT CHARACTER}" in text and all(symbol in _BYTES for symbol in token):
-            text = f"<{bytes(_BYTES[symbol] for symbol in token).hex(' ').upper()}>"
-        readable.append("".join(map(_visible, text)))
-    return readable
+def _word(tokens: Sequence[str], span: tuple[int, int]) -> str:
+    return "".join(tokens[span[0] : span[1]]).lstrip("▁") or "▁"
 
 
-def _visible(character: str) -> str:
-    if character == " ":
-        return "▁"
-    # Line breaks, other control characters and those that turn the direction of writing around.
-    if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp"):
-        return f"<U+{ord(character):04X}>"
-    return character
-
-
-def _byte_symbols() -> dict[str, int]:
-    """Byte-level BPE's symbols: printable Latin-1 stands for itself, other bytes from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(0x100) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(0x100 + position): byte for position, byte in enumerate(others)
+def _joined(node: BeamNode) -> dict[str, Any]:
+    """A tree in which what has no branch is one node."""
+    text = node.token
+    while len(node.children) == 1 and node.rank is None:
+        (node,) = node.children.values()
+        text += node.token
+    children = sorted(node.children.values(), key=lambda child: -child.log_probability)
+    return {
+        "text": text.replace("▁", " "),
+        "log_probability": node.log_probability,
+        "score": node.score,
+        "rank": node.rank,
+        "children": [_joined(child) for child in children],
     }
-
-
-_BYTES = _byte_symbols()

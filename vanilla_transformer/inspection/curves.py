@@ -22,15 +22,21 @@ VALIDATION_COLOR = "#d55e00"
 # Below so many points the training loss is drawn as it is; above, a running mean lies over it.
 POINTS_BEFORE_SMOOTHING = 40
 
+# What a validation row has beside the task's scores; perplexity only says the loss once more.
+_NO_SCORES = frozenset(("kind", "update", "epoch", "loss", "perplexity", "seconds", "is_final"))
+_LOW_IS_GOOD = ("loss", "perplexity")
+_SCORE_NAMES = {"bleu": "BLEU", "f1": "F1", "macro_f1": "macro-F1"}
+
 
 class TrainingLog(NamedTuple):
     """The lines of a training log by kind, each in the order of its updates.
 
     Attributes:
-        training: "update", "epoch", "loss" (label-smoothed, nats per token), "learning_rate",
-            "gradient_norm", "tokens_per_second", "padding_share", "seconds" and what else is there.
-        validation: "update", "epoch", "loss" (plain negative log-likelihood, nats per token),
-            "perplexity", "bleu" (0 to 100, or None), "seconds" and what else is there.
+        training: "update", "epoch", "loss" (in training mode, nats per item), "learning_rate",
+            "gradient_norm", "items_per_second", "padding_share", "seconds" and what else is there.
+        validation: "update", "epoch", "loss" (plain negative log-likelihood, nats per item), the
+            task's scores such as "perplexity" and "bleu" (0 to 100, or None), "seconds" and what
+            else is there.
     """
 
     training: list[dict[str, Any]]
@@ -86,18 +92,28 @@ def _drop_from(rows: list[dict[str, Any]], update: float) -> None:
         rows.pop()
 
 
-def plot_training(log_path: str | Path, output_png: str | Path) -> Path:
-    """Draw loss, learning rate and, where it was measured, BLEU against optimizer updates.
+def score_name(score: str) -> str:
+    """A score as people write it: "bleu" is BLEU, "exact_match" is exact match."""
+    return _SCORE_NAMES.get(score, score.replace("_", " "))
+
+
+def plot_training(
+    log_path: str | Path, output_png: str | Path, *, score: str | None = None
+) -> Path:
+    """Draw loss, learning rate and, where it was measured, a score against optimizer updates.
 
     Args:
         log_path: the run's `training_log.jsonl`.
         output_png: where the picture goes; parent folders are made.
+        score: which of the validations' scores; by default the task's first, such as BLEU, F1 or
+            accuracy.
 
     Returns:
         The picture's path.
 
     Raises:
-        ValueError: the log has no line to draw, or one that cannot be read.
+        ValueError: the log has no line to draw, or one that cannot be read; or no validation has
+            the score.
     """
     # matplotlib takes a second to load; a `Figure` of its own needs no display and no pyplot state.
     from matplotlib.figure import Figure
@@ -106,7 +122,11 @@ def plot_training(log_path: str | Path, output_png: str | Path) -> Path:
     log = read_training_log(log_path)
     if not log.training and not log.validation:
         raise ValueError(f"{log_path} has no training and no validation line; nothing to draw")
-    scored = [row for row in log.validation if row.get("bleu") is not None]
+    if score is None:
+        score = _first_score(log.validation)
+    elif all(row.get(score) is None for row in log.validation):
+        raise ValueError(f"{log_path}: no validation has the score {score!r}; leave it out")
+    scored = [row for row in log.validation if score and row.get(score) is not None]
     rated = [row for row in log.training if row.get("learning_rate") is not None]
 
     heights = [3.0, *([1.2] if rated else []), *([1.6] if scored else [])]
@@ -123,14 +143,16 @@ def plot_training(log_path: str | Path, output_png: str | Path) -> Path:
         axes.set_ylim(bottom=0)
         # Rates are around 1e-4 and a shared "1e-4" in the corner is easily overlooked.
         axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.1e}" if rate else "0")
-    if scored:
+    if scored and score:
         axes = next(remaining)
-        updates, bleu = _column(scored, "update"), _column(scored, "bleu")
-        axes.plot(updates, bleu, color=VALIDATION_COLOR, marker="o", markersize=3.5)
-        best = int(np.argmax(bleu))
-        axes.set_ylabel("validation BLEU\n(0 to 100)")
+        updates, values = _column(scored, "update"), _column(scored, score)
+        axes.plot(updates, values, color=VALIDATION_COLOR, marker="o", markersize=3.5)
+        is_low_good = score in _LOW_IS_GOOD
+        best = int(np.argmin(values) if is_low_good else np.argmax(values))
+        name = score_name(score)
+        axes.set_ylabel(f"validation {name}" + ("" if is_low_good else "\n(0 to 100)"))
         axes.set_title(
-            f"best BLEU {bleu[best]:.2f} at update {int(updates[best]):,}",
+            f"best {name} {values[best]:.2f} at update {int(updates[best]):,}",
             loc="right",
             fontsize="small",
         )
@@ -147,10 +169,19 @@ def plot_training(log_path: str | Path, output_png: str | Path) -> Path:
     return output
 
 
+def _first_score(rows: list[dict[str, Any]]) -> str | None:
+    """The first score of the task that any of the validations has."""
+    for row in rows:
+        for name, value in row.items():
+            if name not in _NO_SCORES and isinstance(value, int | float):
+                return name
+    return None
+
+
 def _plot_losses(axes: Axes, log: TrainingLog) -> None:
     """Training loss, its running mean where there are many points, and validation loss."""
     updates, losses = _column(log.training, "update"), _column(log.training, "loss")
-    name = "training (label-smoothed, with dropout)"
+    name = "training (with dropout, and label smoothing if any)"
     if len(losses) > POINTS_BEFORE_SMOOTHING:
         # Odd, so that each mean stands at the update in its middle: a trailing mean would lag.
         window = 2 * max(2, len(losses) // 100) + 1
@@ -173,7 +204,7 @@ def _plot_losses(axes: Axes, log: TrainingLog) -> None:
             markersize=3.5,
             label="validation (negative log-likelihood)",
         )
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel("loss (nats per item)")
     axes.legend(frameon=False)
 
 
