@@ -1,16 +1,18 @@
 """`vanilla-transformer VERB`: parses the arguments, calls one function, prints what it gives."""
 
 import io
+import itertools
 import json
 import logging
 import os
 import sys
+import tempfile
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal
 
 import typer
 
@@ -22,7 +24,7 @@ _UsageError, _CommandLineError = typer.BadParameter.__mro__[1:3]
 
 app = typer.Typer(
     name="vanilla-transformer",
-    help='The Transformer of "Attention Is All You Need": train it, translate with it, score it.',
+    help='The Transformer of "Attention Is All You Need": train it, use it, score it.',
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -38,48 +40,152 @@ Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, cuda:1, mps ...; by default a GPU where there is one."),
 ]
-Beams = Annotated[int, typer.Option(min=1, help="Beam width; 1 is greedy search.")]
-Alpha = Annotated[
-    float, typer.Option(help="Length penalty alpha: scores are divided by ((5 + n) / 6)^alpha.")
+ModelBeams = Annotated[
+    int | None, typer.Option(min=1, help="Beam width; 1 is greedy search. [MODEL; 4]")
 ]
-LimitOver = Annotated[
-    int, typer.Option(min=1, help="Tokens that an output may have beyond those of its source.")
+ModelAlpha = Annotated[
+    float | None,
+    typer.Option(
+        help="Length penalty alpha: scores are divided by ((5 + n) / 6)^alpha, or by n^alpha where "
+        "MODEL says so. [MODEL; 0.6]"
+    ),
+]
+ModelLimitOver = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens an output may have beyond those of its source. [MODEL; 50]"),
+]
+# As above, for what a recipe decides where no option does.
+RunSourceLang = Annotated[
+    str | None,
+    typer.Option("--source-lang", "-s", help="Language to translate from. [RUN; en]"),
+]
+RunTargetLang = Annotated[
+    str | None,
+    typer.Option("--target-lang", "-t", help="Language to translate into. [RUN; de]"),
+]
+RunBeams = Annotated[
+    int | None, typer.Option(min=1, help="Beam width; 1 is greedy search. [RUN; 4]")
+]
+RunAlpha = Annotated[float | None, typer.Option(help="Length penalty alpha. [RUN; 0.6]")]
+RunLimitOver = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens an output may have beyond those of its source. [RUN; 50]"),
+]
+Precision = Annotated[
+    Literal["no", "bf16", "fp16"] | None,
+    typer.Option(help="Of computing, with 32 bits, or fewer where that is sound. [RUN; no]"),
 ]
 BatchTokens = Annotated[
     int, typer.Option(min=1, help="Source tokens in a batch; memory grows with it and with beams.")
 ]
 MaxSourceTokens = Annotated[
-    int, typer.Option(min=1, help="A longer sentence is left out: it gives an empty line.")
+    int, typer.Option(min=1, help="A longer text is left out: nothing is written for it.")
+]
+Int8 = Annotated[
+    bool,
+    typer.Option(
+        "--int8",
+        help="Write with linear layers in 8 bits: faster on a CPU, and a little different.",
+    ),
+]
+TaskName = Literal["translation", "question-answering", "inference"]
+TaskOfWriter = Annotated[
+    TaskName | None,
+    typer.Option(help="What a model that writes text is to do. [RUN; translation]"),
+]
+Split = Annotated[
+    str | None,
+    typer.Option(help="Part of the corpus. [test; validation for question answering]"),
+]
+HubName = Annotated[
+    str | None, typer.Option("--name", help="Configuration of a Hub data set, such as de of XNLI.")
+]
+LabelNames = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,NAME,...",
+        help="Inference: what the labels 0, 1 ... mean in data that do not say so.",
+    ),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Tokens of a window over question and context [RUN; 384], or of premise and "
+        "hypothesis, whose longer side is cut [RUN; 256].",
+    ),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Spans: tokens of context that neighbouring windows share. [RUN; 128]"
+    ),
+]
+MaxQuestionLength = Annotated[
+    int | None, typer.Option(min=1, help="Spans: longer questions lose their end. [RUN; 64]")
+]
+MaxAnswerLength = Annotated[
+    int | None, typer.Option(min=1, help="Spans: tokens of the longest answer. [RUN; 30]")
+]
+NoAnswerThreshold = Annotated[
+    float | None,
+    typer.Option(help="Spans: no-answer score above which there is no answer. [the model's]"),
+]
+NoAnswerProbabilities = Annotated[
+    Path | None,
+    typer.Option(help="Spans: file for the probabilities of no answer, as SQuAD 2.0 takes them."),
 ]
 
 
 @app.command()
 def tokenizer(
+    context: typer.Context,
     data: Annotated[
         list[str],
         typer.Argument(help="A corpus: folder, file, Hub id or tiny_world; or two text files."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
+    task: Annotated[
+        TaskName, typer.Option(help="How DATA is read: what it is data for.")
+    ] = "translation",
     source_lang: SourceLang = "en",
     target_lang: TargetLang = "de",
     split: Annotated[str, typer.Option(help="Part of the corpus to learn from.")] = "train",
-    limit: Annotated[int | None, typer.Option(min=1, help="Pairs to learn from; all.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Pairs or questions to learn from; all.")
+    ] = None,
     vocab_size: Annotated[
         int, typer.Option(help="Tokens wanted, special ones and 256 bytes included.")
     ] = 37_000,
+    lowercase: Annotated[
+        bool, typer.Option("--lowercase", help="Take capital letters for small ones.")
+    ] = False,
+    strip_punctuation: Annotated[
+        bool, typer.Option("--strip-punctuation", help="Take punctuation for blanks.")
+    ] = False,
 ) -> None:
-    """Train the byte-pair encoding that both languages share (paper 5.1)."""
-    from .data.corpora import load_parallel
-    from .recipes import both_sides
+    """Train the byte-pair encoding that all texts of a corpus share (paper 5.1)."""
+    from .recipes.prediction import default_recipe, read_data
     from .tokenization import train_tokenizer
     from .training.checkpointing import atomic_directory
 
-    pairs, report = load_parallel(as_corpus(data), source_lang, target_lang, split, limit=limit)
-    trained = train_tokenizer(both_sides(pairs), vocab_size, show_progress=sys.stderr.isatty())
+    kind = as_task(task)
+    if kind != "translation":
+        refuse(context, ("source_lang", "target_lang"), f"--task {task}")
+    languages = (source_lang, target_lang)
+    examples, report = read_data(kind, as_corpus(data), split, languages=languages, limit=limit)
+    trained = train_tokenizer(
+        default_recipe(kind).all_text(examples),
+        vocab_size,
+        lowercase=lowercase,
+        strip_punctuation=strip_punctuation,
+        show_progress=sys.stderr.isatty(),
+    )
     with atomic_directory(output) as directory:
         trained.save_pretrained(directory)
-    print(f"{output}: {len(trained)} tokens, learned from {report.kept} pairs of {report.corpus}")
-    print_skipped(report.skipped)
+    noun = NOUNS[kind]
+    print(f"{output}: {len(trained)} tokens, learned from {report.kept} {noun} of {report.corpus}")
+    print_skipped(report.skipped, noun)
 
 
 @app.command()
@@ -193,9 +299,15 @@ def train(
     if not is_main_process():
         return
     plot_training(output / "training_log.jsonl", output / "training.png")
-    print_skipped(results["data"]["skipped"] | {"too long": results["data"]["too_long"]})
+    noun = NOUNS[chosen.task]
+    print_skipped(results["data"]["skipped"], noun)
+    print_skipped(results["data"].get("mended", {}), noun, "mended")
+    counts = [
+        f"{count} {name.replace('_', ' ')}" for name, count in results["data"]["encoding"].items()
+    ]
+    print(f"encoded: {', '.join(counts)}")
     for split, scores in results["tests"].items():
-        print_scores(f"{split} ({scores['sentences']} sentences)", scores)
+        print(chosen.describe(split, scores))
     print(f"model: {output / 'model'}\nresults: {output / 'results.json'}")
 
 
@@ -246,6 +358,182 @@ def export_checkpoint(
 
 
 @app.command()
+def export(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model directory, run directory or Hub id.")],
+    to: Annotated[
+        Literal["ctranslate2", "onnx", "torch"],
+        typer.Option(help="What is to run it; torch: programs of torch.export."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(help="Translations to compare the two on, as for evaluate. [tiny_world]"),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "int8"],
+        typer.Option(help="Of the weights; fewer bits for ctranslate2 only."),
+    ] = "float32",
+    split: Annotated[str, typer.Option(help="Part of the corpus.")] = "test",
+    limit: Annotated[int, typer.Option(min=1, help="Sentences to compare the two on.")] = 100,
+    source_lang: RunSourceLang = None,
+    target_lang: RunTargetLang = None,
+) -> None:
+    """Write a translator for another engine, and show that it translates as the model does.
+
+    Both translate DATA greedily and with a beam: how many outputs are the same, and what BLEU is
+    lost. An export in float32 that does not agree is not written.
+    """
+    from .export.ctranslate2 import export_ctranslate2
+    from .export.onnx import export_onnx
+    from .export.torch_export import export_torch
+    from .recipes.prediction import read_data
+
+    if to != "ctranslate2":
+        refuse(context, ("dtype",), f"--to {to}, which is in float32")
+    recipe, _ = find_use(context, "translation")
+    languages = (recipe.source_lang, recipe.target_lang)
+    corpus = as_corpus(data or ["tiny_world"])
+    pairs, report = read_data("translation", corpus, split, languages=languages, limit=limit)
+    chosen: dict[str, Any] = {
+        "sentences": pairs["source"],
+        "references": pairs["target"],
+        "report": print,
+    }
+    if to == "ctranslate2":
+        export_ctranslate2(model, output, precision=dtype, **chosen)
+    elif to == "onnx":
+        export_onnx(model, output, **chosen)
+    else:
+        export_torch(model, output, **chosen)
+    print_report(report, "translation")
+
+
+@app.command()
+def convert(
+    context: typer.Context,
+    source: Annotated[
+        str | None, typer.Argument(help="File, directory or Hub id of a published checkpoint.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory to write.")
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Where SOURCE is from. [recognised by its files]")
+    ] = None,
+    to: Annotated[
+        Literal["vanilla_transformer", "marian"],
+        typer.Option(help="marian: a model of this package for what knows MarianMT alone."),
+    ] = "vanilla_transformer",
+    show_list: Annotated[
+        bool, typer.Option("--list", help="Show the families, and the public checkpoints known.")
+    ] = False,
+) -> None:
+    """Convert a checkpoint of this architecture, tokenizer included, and prove that it agrees."""
+    from .conversion import convert as convert_checkpoint
+    from .conversion import to_marian
+    from .recipes.models import locate_model
+
+    if show_list:
+        print_checkpoints()
+        return
+    if source is None or output is None:
+        raise typer.BadParameter("give SOURCE and --output; or --list to see what can be converted")
+    if to == "marian":
+        refuse(context, ("family",), "a model of this package, which is of no other family")
+        for line in to_marian(Path(locate_model(source)), output):
+            print(line)
+    else:
+        found = convert_checkpoint(source, output, family=family, report=print)
+        for remark in found.remarks:
+            print_entry("remark:", remark, width=8)
+    print(f"model: {output}")
+
+
+@app.command()
+def serve(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Model or run directories or Hub ids, one for each task; a translator also as an "
+            "export has written it."
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    batch_tokens: BatchTokens = 4096,
+    max_source_tokens: MaxSourceTokens = 1024,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Texts that may wait; more are refused.")
+    ] = 1024,
+    int8: Int8 = False,
+    device: Device = None,
+) -> None:
+    """Serve models: a web page, a JSON API with its documentation at /docs, health and metrics."""
+    try:
+        from .serving import Limits, build_app, listen, load_engines
+    except ImportError as error:
+        raise ValueError(
+            f"{error.name} is not installed; pip install 'vanilla_transformer[serve]'"
+        ) from error
+
+    limits = Limits(
+        max_batch_tokens=batch_tokens, max_source_tokens=max_source_tokens, max_waiting=max_waiting
+    )
+    engines = load_engines(models, device=device, precision="int8" if int8 else "model")
+    listen(build_app(engines, limits), host, port, report=print)
+
+
+@app.command()
+def attend(
+    model: Annotated[str, typer.Argument(help="Model directory, run directory or Hub id.")],
+    sentences: Annotated[list[str], typer.Argument(help="One, or several to compare.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The page, self-contained.")
+    ] = Path("attention.html"),
+    target: Annotated[
+        str | None, typer.Option(help="The translation to look at. [the model's own, greedy]")
+    ] = None,
+    word: Annotated[
+        str | None, typer.Option(help="The token first shown across all heads.")
+    ] = None,
+    beams: Annotated[int, typer.Option(min=0, help="Beam whose tree is shown; 0 for none.")] = 4,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also all heads of the first sentence as a PNG.")
+    ] = None,
+    walk: Annotated[
+        Path | None,
+        typer.Option(help="Also a page that follows the first sentence through the model."),
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Draw what a model attends to: every layer and head, words paired, what each head does."""
+    from .inspection.attention import explain, write_attention_page, write_attention_picture
+    from .inspection.walkthrough import write_walkthrough
+    from .recipes import load_model
+
+    network, vocabulary = load_model(model, device)
+    written = [
+        write_attention_page(
+            network,
+            vocabulary,
+            sentences,
+            output,
+            target=target,
+            word=word,
+            num_beams=beams or None,
+        )
+    ]
+    if picture is not None:
+        example = explain(network, vocabulary, sentences[0], target=target)
+        written.append(write_attention_picture(example, picture))
+    if walk is not None:
+        written.append(write_walkthrough(network, vocabulary, sentences[0], walk, target=target))
+    for path in written:
+        print(path)
+
+
+@app.command()
 def translate(
     model: Annotated[str, typer.Argument(help="Model directory, run directory or Hub id.")],
     source: Annotated[
@@ -254,9 +542,9 @@ def translate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File for the translations. [stdout]")
     ] = None,
-    beams: Beams = 4,
-    alpha: Alpha = 0.6,
-    max_over_source: LimitOver = 50,
+    beams: ModelBeams = None,
+    alpha: ModelAlpha = None,
+    max_over_source: ModelLimitOver = None,
     n_best: Annotated[
         int,
         typer.Option(min=1, help="Translations a sentence, each as `line ||| text ||| score`."),
@@ -270,6 +558,7 @@ def translate(
     seed: Annotated[int, typer.Option(help="For --sample.")] = 1,
     batch_tokens: BatchTokens = 4096,
     max_source_tokens: MaxSourceTokens = 1024,
+    int8: Int8 = False,
     window: Annotated[
         int | None,
         typer.Option(min=1, help="Lines read ahead to sort by length. [4096; 1 from a terminal]"),
@@ -277,27 +566,33 @@ def translate(
     device: Device = None,
 ) -> None:
     """Translate a file or standard input, line by line, in the input's order."""
+    import dataclasses
+
     from transformers import set_seed
 
     from .generation import DecodingSettings, TranslationReport
     from .generation import translate as translate_lines
     from .recipes import load_model
 
-    decoding = DecodingSettings(
-        num_beams=1 if sample else beams,
-        length_penalty=alpha,
-        max_tokens_over_source=max_over_source,
-        num_hypotheses=n_best,
-        do_sample=sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-    )
+    chosen: dict[str, Any] = {
+        "num_beams": 1 if sample else beams,
+        "length_penalty": alpha,
+        "max_tokens_over_source": max_over_source,
+        "num_hypotheses": n_best,
+        "do_sample": sample,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+    }
     set_seed(seed)
     report = TranslationReport()
     is_interactive = source is None and sys.stdin.isatty()
     with opened_input(source) as lines, opened_output(output) as file:
         network, vocabulary = load_model(model, device)
+        decoding = dataclasses.replace(
+            DecodingSettings.of_model(network.generation_config),
+            **{name: value for name, value in chosen.items() if value is not None},
+        )
         found = translate_lines(
             network,
             vocabulary,
@@ -305,6 +600,7 @@ def translate(
             decoding,
             max_batch_tokens=batch_tokens,
             max_source_tokens=max_source_tokens,
+            precision="int8" if int8 else "model",
             window=window or (1 if is_interactive else 4096),
             report=report,
         )
@@ -328,63 +624,202 @@ def translate(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model directory, run directory or Hub id.")],
     data: Annotated[
         list[str],
         typer.Argument(help="A corpus: folder, file, Hub id or tiny_world; or two text files."),
     ],
-    source_lang: SourceLang = "en",
-    target_lang: TargetLang = "de",
-    split: Annotated[str, typer.Option(help="Part of the corpus to score.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="Pairs to score; all.")] = None,
-    beams: Beams = 4,
-    alpha: Alpha = 0.6,
-    max_over_source: LimitOver = 50,
+    task: TaskOfWriter = None,
+    split: Split = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Pairs or questions to score; all.")
+    ] = None,
+    name: HubName = None,
+    source_lang: RunSourceLang = None,
+    target_lang: RunTargetLang = None,
+    beams: RunBeams = None,
+    alpha: RunAlpha = None,
+    max_over_source: RunLimitOver = None,
     tokenize: Annotated[
-        str, typer.Option(help="sacreBLEU's tokenizer for BLEU; none for text tokenised already.")
-    ] = "13a",
-    lowercase: Annotated[bool, typer.Option("--lowercase", help="Compare without case.")] = False,
+        str | None,
+        typer.Option(
+            help="sacreBLEU's tokenizer for BLEU; none for text tokenised already. [RUN; 13a]"
+        ),
+    ] = None,
+    lowercase: Annotated[
+        bool | None,
+        typer.Option(help="BLEU and chrF: compare without case. [RUN; no]"),
+    ] = None,
     batch_tokens: BatchTokens = 4096,
     max_source_tokens: MaxSourceTokens = 1024,
+    int8: Int8 = False,
+    max_length: MaxLength = None,
+    stride: Stride = None,
+    max_question_length: MaxQuestionLength = None,
+    max_answer_length: MaxAnswerLength = None,
+    no_answer_threshold: NoAnswerThreshold = None,
+    fit_threshold_on: Annotated[
+        str | None,
+        typer.Option(metavar="SPLIT", help="Spans: fit that threshold on this part of DATA."),
+    ] = None,
+    label_names: LabelNames = None,
+    hypothesis_only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CORPUS[:SPLIT]",
+            help="Inference: what the model was trained on, for the hypothesis-only baseline.",
+        ),
+    ] = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="File to write the translations to.")
+        Path | None,
+        typer.Option(
+            help="File for the predictions: a translation a line, SQuAD's JSON, GLUE's TSV."
+        ),
+    ] = None,
+    no_answer_probabilities: NoAnswerProbabilities = None,
+    errors: Annotated[
+        Path | None,
+        typer.Option(help="HTML file to look through questions or pairs and their errors in."),
     ] = None,
     json_output: Annotated[
         Path | None, typer.Option("--json", help="File to write the scores to.")
     ] = None,
+    precision: Precision = None,
     device: Device = None,
 ) -> None:
-    """Translate a test set and score it: BLEU, chrF and TER with sacreBLEU's signatures."""
-    from .data.corpora import load_parallel
-    from .generation import DecodingSettings
-    from .recipes import load_model, score_corpus
+    """Score a model on a test set, by the measures of what it was trained for.
 
-    decoding = DecodingSettings(
-        num_beams=beams, length_penalty=alpha, max_tokens_over_source=max_over_source
-    )
-    pairs, report = load_parallel(as_corpus(data), source_lang, target_lang, split, limit=limit)
-    # Opened first: a file that cannot be written should not come to light after the translation.
-    with ExitStack() as files:
-        text_file, json_file = (
-            None if path is None else files.enter_context(opened_output(path))
-            for path in (predictions, json_output)
-        )
-        network, vocabulary = load_model(model, device)
-        scores, translations = score_corpus(
-            network,
-            vocabulary,
-            pairs,
-            decoding,
-            {"tokenize": tokenize, "lowercase": lowercase},
-            max_batch_tokens=batch_tokens,
-            max_source_tokens=max_source_tokens,
-        )
-        if text_file is not None:
-            text_file.writelines(" ".join(text.splitlines()) + "\n" for text in translations)
-        if json_file is not None:
-            json_file.write(json.dumps(scores, indent=2) + "\n")
-    print_scores(f"{report.corpus}: {scores['sentences']} sentences", scores)
-    print_skipped(report.skipped)
+    Translation: BLEU, chrF and TER with sacreBLEU's signatures. Question answering: exact match and
+    F1 as the official SQuAD scripts have them. Inference: accuracy and F1 beside their baselines,
+    calibration and slices of hard cases. Options that begin with "Spans" are for models that point
+    at the answer in its context.
+
+    Where MODEL is a run or in one, its recipe decides what no option does, [RUN] below: the figures
+    are then those of its results.json.
+    """
+    from .recipes import prediction
+
+    with ExitStack() as outputs:
+        # First of all: a file that cannot be written should not come to light after the work.
+        paths = open_outputs(outputs, predictions, no_answer_probabilities, errors, json_output)
+        text_path, odds_path, errors_path, json_path = paths
+        recipe, settings = find_use(context, None if task is None else as_task(task))
+        if no_answer_threshold is not None and fit_threshold_on is not None:
+            raise ValueError("--no-answer-threshold and --fit-threshold-on exclude each other")
+        examples, report = read_examples(context, recipe, as_corpus(data))
+        options: dict[str, Any] = {}
+        if hypothesis_only is not None:
+            options["hypothesis_only"] = prediction.read_hypotheses(hypothesis_only)
+        validation = None
+        if fit_threshold_on is not None:
+            corpus = as_corpus(data)
+            validation, _ = prediction.read_data(recipe.task, corpus, fit_threshold_on, name=name)
+        predict_all = load_predictor(context, recipe)
+        found = predict_all(examples)
+        if validation is not None:
+            found = found.at_threshold(predict_all(validation).fit_threshold())
+        scores = found.score(**options)
+        if text_path is not None:
+            found.write(text_path)
+        if odds_path is not None:
+            found.write_no_answer_probabilities(odds_path)
+        if errors_path is not None:
+            write_errors(found, errors_path, report.corpus)
+        if json_path is not None:
+            json_path.write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    print(recipe.describe(report.corpus, scores).rstrip("\n"))
+    print(settings, file=sys.stderr)
+    print_report(report, recipe.task)
+
+
+@app.command()
+def predict(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model directory, run directory or Hub id.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(help="A corpus, as for evaluate; or none, and a question or a pair below."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File for the predictions: a translation a line, SQuAD's JSON, GLUE's TSV.",
+        ),
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="One question to answer.")] = None,
+    context_text: Annotated[
+        str | None,
+        typer.Option(
+            "--context", help="What to answer it from: text, @FILE, or - for standard input."
+        ),
+    ] = None,
+    premise: Annotated[str | None, typer.Option(help="What is given, to infer from.")] = None,
+    hypothesis: Annotated[
+        str | None, typer.Option(help="What may follow from the premise, or contradict it.")
+    ] = None,
+    task: TaskOfWriter = None,
+    split: Split = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Pairs or questions to predict; all.")
+    ] = None,
+    name: HubName = None,
+    source_lang: RunSourceLang = None,
+    target_lang: RunTargetLang = None,
+    beams: RunBeams = None,
+    alpha: RunAlpha = None,
+    max_over_source: RunLimitOver = None,
+    batch_tokens: BatchTokens = 4096,
+    max_source_tokens: MaxSourceTokens = 1024,
+    int8: Int8 = False,
+    max_length: MaxLength = None,
+    stride: Stride = None,
+    max_question_length: MaxQuestionLength = None,
+    max_answer_length: MaxAnswerLength = None,
+    no_answer_threshold: NoAnswerThreshold = None,
+    label_names: LabelNames = None,
+    n_best: Annotated[
+        Path | None, typer.Option(help="Spans: JSON file for the best answers of each question.")
+    ] = None,
+    no_answer_probabilities: NoAnswerProbabilities = None,
+    precision: Precision = None,
+    device: Device = None,
+) -> None:
+    """Predict a data set into the file that its makers take, or answer one question.
+
+    Labels and answers need not be known. For plain text to translate see translate. Options that
+    begin with "Spans" are for models that point at the answer in its context. Where MODEL is a run
+    or in one, its recipe decides what no option does, [RUN] below.
+    """
+    wanted = None if task is None else as_task(task)
+    if not data:
+        implied, example = one_example(context)
+        refuse(context, OF_DATA, "one question or pair")
+        if wanted not in (None, implied):
+            refuse(context, ("task",), "a question or pair of another task")
+        recipe, settings = find_use(context, implied)
+        print_one(load_predictor(context, recipe)(example))
+        print(settings, file=sys.stderr)
+        return
+    refuse(context, ("question", "context_text", "premise", "hypothesis"), "a corpus")
+    if output is None:
+        raise typer.BadParameter("name the file to write with --output")
+    with ExitStack() as outputs:
+        paths = open_outputs(outputs, output, n_best, no_answer_probabilities)
+        path, n_best_path, odds_path = paths
+        recipe, settings = find_use(context, wanted)
+        examples, report = read_examples(context, recipe, as_corpus(data), keep_unlabelled=True)
+        found = load_predictor(context, recipe)(examples)
+        found.write(path)
+        if n_best_path is not None:
+            found.write_n_best(n_best_path)
+        if odds_path is not None:
+            found.write_no_answer_probabilities(odds_path)
+    print(settings, file=sys.stderr)
+    print(f"{output}: {len(examples)} predictions for {report.corpus}", file=sys.stderr)
+    print_report(report, recipe.task)
 
 
 # ---------------------------------------------------------------------------------- parsing
@@ -399,6 +834,218 @@ def as_corpus(data: list[str]) -> Any:
     if len(data) > 2:
         raise ValueError(f"give one corpus or two text files, not {len(data)}: {', '.join(data)}")
     return data[0] if len(data) == 1 else [Path(path) for path in data]
+
+
+def as_task(name: TaskName) -> Any:
+    """A task as the recipes name it."""
+    return name.replace("-", "_")
+
+
+def refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
+    """Refuses options that were given and would have no effect.
+
+    Args:
+        context: Of the command.
+        names: Its parameters that are of no use.
+        why: What makes them so.
+    """
+    for name in names:
+        # The sources are an enumeration of click's, which typer does not export.
+        source = context.get_parameter_source(name)
+        if source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP"):
+            raise typer.BadParameter(
+                f"{option_of(context, name)} is of no use with {why}; leave it out", ctx=context
+            )
+
+
+def option_of(context: typer.Context, name: str) -> str:
+    """A parameter of a command as it is typed."""
+    spellings = {parameter.name: parameter.opts for parameter in context.command.params}
+    return max(spellings[name], key=len)
+
+
+def find_use(context: typer.Context, task: Any) -> tuple[Any, str]:
+    """How the model of a command is used: by its run's recipe, or the defaults, and by the options.
+
+    Refuses options of another task, or of another way to do it, than the model's.
+
+    Returns:
+        The recipe; and what it comes to, as options, and where it is from, for people.
+    """
+    from .recipes import changed
+    from .recipes.prediction import recipe_of
+
+    given = context.params
+    recipe: Any
+    recipe, file = recipe_of(given["model"], task)
+    use = recipe.task
+    if hasattr(recipe, "route"):
+        use += f" by {WAYS[recipe.route]}"
+    for names, uses in OPTIONS_OF.items():
+        if use not in uses:
+            present = tuple(name for name in names if name in given)
+            refuse(context, present, f"{use.replace('_', ' ')}, which {given['model']} is used for")
+    settings = []
+    for name, field in RECIPE_FIELDS.items():
+        uses = next((uses for names, uses in OPTIONS_OF.items() if name in names), (use,))
+        if name not in given or use not in uses:
+            continue
+        if given[name] is not None:
+            recipe = changed(recipe, field, given[name])
+        value = recipe
+        for part in field.split("."):
+            value = value.get(part) if isinstance(value, dict) else getattr(value, part)
+        option = option_of(context, name)
+        if isinstance(value, bool):
+            settings += [option] * value
+        elif value is not None:
+            settings.append(f"{option} {value}")
+    origin = file or f"the library's defaults, as {given['model']} is in no run of this task"
+    return recipe, f"settings: {' '.join(settings)} (from {origin}, unless given)"
+
+
+def read_examples(
+    context: typer.Context, recipe: Any, corpus: Any, *, keep_unlabelled: bool = False
+) -> tuple[Any, Any]:
+    """The data that the options of a command describe, and what was read and skipped."""
+    from .recipes.prediction import read_data
+
+    given = context.params
+    names = given["label_names"]
+    languages = {}
+    if recipe.task == "translation":
+        languages = {"languages": (recipe.source_lang, recipe.target_lang)}
+    return read_data(
+        recipe.task,
+        corpus,
+        given["split"],
+        **languages,
+        limit=given["limit"],
+        name=given["name"],
+        label_names=None if names is None else [one.strip() for one in names.split(",")],
+        keep_unlabelled=keep_unlabelled,
+    )
+
+
+def load_predictor(context: typer.Context, recipe: Any) -> Callable[[Any], Any]:
+    """Loads the model of a command, and gives what predicts a data set by a recipe."""
+    from .recipes import load_model
+    from .recipes.prediction import recipe_kind
+    from .training.loop import build_accelerator
+
+    given = context.params
+    kind = recipe_kind(recipe)
+    network, vocabulary = load_model(given["model"], given["device"], kind=kind)
+    needing = [name for name in NEEDS_NO_ANSWER if given.get(name) is not None]
+    if needing and not getattr(network.config, "has_no_answer", True):
+        raise ValueError(
+            f"{option_of(context, needing[0])} is for a model that knows when there is no answer, "
+            f"and {given['model']} was trained without has_no_answer; leave it out"
+        )
+    limits = {}
+    if kind == "text":
+        limits = {
+            "max_batch_tokens": given["batch_tokens"],
+            "max_source_tokens": given["max_source_tokens"],
+        } | ({"precision": "int8"} if given["int8"] else {})
+    accelerator = build_accelerator(recipe.training)
+
+    def predict_all(examples: Any) -> Any:
+        found = recipe.predict(network, vocabulary, examples, accelerator, **limits)
+        threshold = given["no_answer_threshold"]
+        return found if threshold is None else found.at_threshold(threshold)
+
+    return predict_all
+
+
+def one_example(
+    context: typer.Context,
+) -> tuple[Any, Any]:
+    """The one question or pair that a command was given, as a data set, and its task."""
+    from .recipes.prediction import as_pair, as_question
+
+    given = context.params
+    question, premise, hypothesis = (given[name] for name in ("question", "premise", "hypothesis"))
+    if question is not None:
+        refuse(context, ("premise", "hypothesis"), "--question")
+        text = given["context_text"]
+        return "question_answering", as_question(question, "" if text is None else read_text(text))
+    refuse(context, ("context_text",), "no --question")
+    if premise is None and hypothesis is None:
+        raise typer.BadParameter(
+            "name a corpus, or give --question and --context, or --premise and --hypothesis",
+            ctx=context,
+        )
+    if premise is None or hypothesis is None:
+        raise typer.BadParameter("--premise and --hypothesis go together", ctx=context)
+    return "inference", as_pair(premise, hypothesis)
+
+
+# Parameters of `evaluate` and `predict` that change a recipe, and the fields that they change.
+RECIPE_FIELDS = {
+    "source_lang": "source_lang",
+    "target_lang": "target_lang",
+    "max_length": "max_length",
+    "stride": "stride",
+    "max_question_length": "max_question_length",
+    "max_answer_length": "max_answer_length",
+    "beams": "decoding.num_beams",
+    "alpha": "decoding.length_penalty",
+    "max_over_source": "decoding.max_tokens_over_source",
+    "tokenize": "bleu.tokenize",
+    "lowercase": "bleu.lowercase",
+    "precision": "training.precision",
+}
+# How a route of a recipe goes about its task.
+WAYS = {"span": "spans", "class": "classes", "written": "writing"}
+# What parameters are of use for, where that is not everything.
+_BY_WRITING = ("translation", "question_answering by writing", "inference by writing")
+_INFERENCE = ("inference by classes", "inference by writing")
+OPTIONS_OF: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("source_lang", "target_lang", "tokenize", "lowercase"): ("translation",),
+    ("beams", "alpha", "max_over_source", "batch_tokens", "max_source_tokens", "int8"): _BY_WRITING,
+    ("max_length",): ("question_answering by spans", "inference by classes"),
+    (
+        "stride",
+        "max_question_length",
+        "max_answer_length",
+        "no_answer_threshold",
+        "fit_threshold_on",
+        "no_answer_probabilities",
+        "n_best",
+    ): ("question_answering by spans",),
+    ("label_names", "hypothesis_only"): _INFERENCE,
+    ("errors",): (
+        "question_answering by spans",
+        "question_answering by writing",
+        "inference by classes",
+        "inference by writing",
+    ),
+}
+NEEDS_NO_ANSWER = ("no_answer_threshold", "fit_threshold_on", "no_answer_probabilities")
+# Of `predict`, what is of use for a corpus and not for one question or pair.
+OF_DATA = (
+    "output",
+    "split",
+    "limit",
+    "name",
+    "label_names",
+    "n_best",
+    "no_answer_probabilities",
+)
+# What the data of a task are made of.
+NOUNS = {
+    "translation": "pairs",
+    "question_answering": "questions",
+    "inference": "pairs",
+    "pretraining": "rows",
+}
+# What a model that writes no text is given of them, one at a time.
+EXAMPLES = {
+    "question_answering": "windows",
+    "inference": "pairs",
+    "pretraining": "blocks",
+}
 
 
 def parsed(text: str) -> Any:
@@ -461,6 +1108,69 @@ def opened_output(path: Path | None) -> Iterator[typing.TextIO]:
         yield file
 
 
+@contextmanager
+def output_path(path: Path) -> Iterator[Path]:
+    """Where to write what is to be at `path` when the block ends without an error.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory; name a file to write")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no directory {path.parent}")
+    if path.exists() and not path.is_file():
+        # A pipe or a device such as /dev/stdout must not be replaced by a file.
+        with tempfile.TemporaryDirectory() as folder, open(path, "wb") as file:
+            partial = Path(folder) / path.name
+            yield partial
+            file.write(partial.read_bytes())
+        return
+    with atomic_file(path) as partial:
+        # Fails now rather than after the work where the directory is read-only.
+        partial.touch()
+        yield partial
+
+
+def open_outputs(outputs: ExitStack, *paths: Path | None) -> list[Path | None]:
+    """As `output_path` for each path, and for None none.
+
+    Raises:
+        ValueError: Two are the same.
+        OSError: One cannot be written.
+    """
+    given = [path.resolve() for path in paths if path is not None and not is_special(path)]
+    for path, other in itertools.combinations(given, 2):
+        if path == other:
+            raise ValueError(f"{path} is named for two outputs; give each a file of its own")
+    return [None if path is None else outputs.enter_context(output_path(path)) for path in paths]
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is a pipe or a device, to which anything can be written."""
+    return path.exists() and not path.is_file()
+
+
+def read_text(text: str) -> str:
+    """A text given as it is, as @FILE, or as - for standard input."""
+    if text != "-" and not text.startswith("@"):
+        return text
+    with opened_input(None if text == "-" else Path(text[1:])) as lines:
+        return "\n".join(lines)
+
+
+def write_errors(found: Any, path: Path, corpus: str) -> None:
+    """Writes the page to look through predictions in."""
+    from .inspection.errors import write_inference_errors, write_question_answering_errors
+    from .recipes.question_answering import Answers
+
+    if isinstance(found, Answers):
+        write_question_answering_errors(found.questions, found.as_spans(), path, title=corpus)
+    else:
+        known = found.labels if found.probabilities is None else found.probabilities
+        write_inference_errors(found.pairs, known, path, names=found.names, title=corpus)
+
+
 def is_main_process() -> bool:
     """Whether this process is the one of those launched together that prints."""
     return os.environ.get("RANK", "0") == "0"
@@ -470,11 +1180,34 @@ def print_recipes() -> None:
     """The recipes, each with the figure it aims at."""
     from .recipes import RECIPES
 
+    task = ""
+    # Those of one task stand together.
     for recipe in RECIPES.values():
+        if recipe.task != task:
+            task = recipe.task
+            print(f"# {task.replace('_', ' ')}")
         print(recipe.name)
         print_entry("", recipe.description, width=4)
         if recipe.published:
             print_entry("", f"published: {recipe.published}", width=4)
+
+
+def print_checkpoints() -> None:
+    """The families of checkpoints, and what is published of each."""
+    from .conversion import CATALOGUE, FAMILIES
+
+    for family in FAMILIES:
+        print(f"# {family.name}: {family.title}")
+        for entry in CATALOGUE:
+            if entry.family != family.name:
+                continue
+            print(entry.name)
+            languages = "many languages" if "*" in entry.languages else "-".join(entry.languages)
+            print_entry("", f"{languages}, {entry.licence}, {entry.architecture}", width=4)
+            if entry.bleu:
+                print_entry("", f"BLEU {entry.bleu} ({entry.reference})", width=4)
+            else:
+                print_entry("", f"published: {entry.reference}", width=4)
 
 
 def print_estimate(recipe: Any, costs: Any, corpus: Any) -> None:
@@ -482,41 +1215,49 @@ def print_estimate(recipe: Any, costs: Any, corpus: Any) -> None:
     from .recipes import describe_machine
 
     config, training, update, piece = costs.config, recipe.training, costs.update, costs.piece
+    noun = "pairs" if costs.writes_text else EXAMPLES[recipe.task]
+    decoder = f" + {config.num_decoder_layers}" if costs.has_decoder else ""
     print(recipe.name)
     print_entry("", recipe.description)
     print_entry("published", recipe.published or "no figure")
     print_entry(
         "model",
-        f"{costs.parameters:,} parameters: {config.num_encoder_layers} + "
-        f"{config.num_decoder_layers} layers, d_model {config.d_model}, d_ff {config.d_ff}, "
-        f"{config.num_heads} heads, {config.vocab_size:,} tokens",
+        f"{costs.parameters:,} parameters: {config.num_encoder_layers}{decoder} layers, "
+        f"d_model {config.d_model}, d_ff {config.d_ff}, {config.num_heads} heads, "
+        f"{config.vocab_size:,} tokens",
     )
     if corpus is None:
         where = f"{recipe.corpus} on the Hub" if recipe.corpus else "to be given with --data"
         text = (
             f"{where}{recipe.data_source and f' ({recipe.data_source})'}: epochs unknown, "
-            f"sentences taken to have {update.source_length} tokens"
+            f"{noun} taken to have {update.source_length:.0f} tokens"
+            f"{' a side' if costs.writes_text else ''}"
         )
     else:
         how = "counted" if corpus.is_counted else "estimated from the words"
-        text = (
-            f"{corpus.pairs:,} pairs, about {corpus.source_tokens:,.0f} source and "
-            f"{corpus.target_tokens:,.0f} target tokens ({how})"
-        )
+        text = f"{corpus.examples:,} {noun}, about {corpus.source_tokens:,.0f}"
+        if costs.writes_text:
+            text += f" source and {corpus.target_tokens:,.0f} target"
+        text += f" tokens ({how})"
     print_entry("text", text)
+    # Where nothing is written the second budget is one of examples.
+    budget = (
+        f"{training.max_source_tokens:,} source and {training.max_target_tokens:,} target tokens"
+        if costs.writes_text
+        else f"{training.max_source_tokens:,} tokens and {training.max_target_tokens:,} {noun}"
+    )
     print_entry(
         "update",
-        f"up to {training.max_source_tokens:,} source and {training.max_target_tokens:,} target "
-        f"tokens with padding, about {update.target_tokens / update.target_length:,.0f} sentences, "
-        "however many processes share them",
+        f"up to {budget} with padding, about {update.target_tokens / update.target_length:,.0f} "
+        f"{noun}, however many processes share them",
     )
     pieces = (
         "1 piece" if training.accumulation_steps == 1 else f"{training.accumulation_steps} pieces"
     )
+    target = f" + {piece.target_tokens:,.0f}" if costs.writes_text else ""
     print_entry(
         "processes",
-        f"{costs.processes}, each with {pieces} of about {piece.source_tokens:,.0f} + "
-        f"{piece.target_tokens:,.0f} tokens",
+        f"{costs.processes}, each with {pieces} of about {piece.source_tokens:,.0f}{target} tokens",
     )
     epochs = "" if costs.epochs is None else f", about {costs.epochs:,.1f} epochs"
     print_entry("updates", f"{training.updates:,}, of which {training.warmup:,} to warm up{epochs}")
@@ -550,18 +1291,44 @@ def print_entry(name: str, text: str, width: int = 11) -> None:
     print(wrapper.fill(text))
 
 
-def print_scores(title: str, scores: dict[str, Any]) -> None:
-    """BLEU, chrF and TER, each with its signature."""
-    print(title)
-    for metric, name in (("bleu", "BLEU"), ("chrf", "chrF"), ("ter", "TER")):
-        print(f"  {name:5} {scores[metric]['score']:6.2f}  {scores[metric]['signature']}")
+def print_one(found: Any) -> None:
+    """The answer or label of one question or pair, and what else it may be."""
+    from .recipes.question_answering import Answers
+
+    if isinstance(found, Answers):
+        (text,) = found.texts.values()
+        rows = []
+        if found.spans is not None:
+            (span,) = found.spans
+            rows = [(one.probability, one.text) for one in span.n_best]
+            if span.no_answer_score is not None:
+                rows.append((1 - sum(probability for probability, _ in rows), ""))
+        rows.sort(key=lambda row: -row[0])
+    else:
+        label = found.labels[0]
+        text = found.names[label] if label >= 0 else ""
+        rows = []
+        if found.probabilities is not None:
+            rows = sorted(
+                zip(found.probabilities[0].tolist(), found.names, strict=True), reverse=True
+            )
+    nothing = "(no answer)" if isinstance(found, Answers) else "(no label)"
+    print(text or nothing)
+    for probability, other in rows:
+        print(f"{probability:8.4f}  {' '.join(other.split()) or nothing}")
 
 
-def print_skipped(skipped: dict[str, int]) -> None:
-    """How many pairs were left out and why."""
+def print_report(report: Any, task: str) -> None:
+    """What of a corpus was left out, and what was mended."""
+    print_skipped(report.skipped, NOUNS[task])
+    print_skipped(getattr(report, "mended", {}), NOUNS[task], "mended")
+
+
+def print_skipped(skipped: dict[str, int], noun: str, verb: str = "left out") -> None:
+    """How many examples were left out and why."""
     for reason, count in skipped.items():
         if count:
-            print(f"left out: {count} pairs, {reason}", file=sys.stderr)
+            print(f"{verb}: {count} {noun}, {reason}", file=sys.stderr)
 
 
 def main() -> None:
