@@ -1450,10 +1450,15 @@ def test_every_option_is_explained(command: Command) -> None:
     application = typer.main.get_command(cli.app)
     verbs = application.commands  # type: ignore[attr-defined]
     assert sorted(verbs) == [
+        "attend",
         "average",
+        "convert",
         "evaluate",
+        "export",
         "export-checkpoint",
         "predict",
+        "push",
+        "serve",
         "tokenizer",
         "train",
         "translate",

@@ -451,6 +451,44 @@ def convert(
 
 
 @app.command()
+def push(
+    model: Annotated[Path, typer.Argument(help="Model directory or run directory.")],
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME of the repository; made if new.")],
+    hub_endpoint: Annotated[
+        str | None, typer.Option(help="Address of the Hub. [HF_ENDPOINT or huggingface.co]")
+    ] = None,
+    private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to commit to; made if new. [main]")
+    ] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request in place of a commit.")
+    ] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+) -> None:
+    """Push a model with its tokenizer, card and code to the Hub, in one commit.
+
+    The token is the one that `hf auth login` keeps, or HF_TOKEN. Nothing is sent before all of it
+    is checked; what the card leaves to fill in is refused.
+    """
+    from .export.hub import push as push_model
+
+    commit = push_model(
+        model,
+        repo_id,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        endpoint=hub_endpoint,
+        message=message,
+        report=print,
+    )
+    print(f"commit: {commit.commit_url}")
+    if commit.pr_url:
+        print(f"pull request: {commit.pr_url}")
+
+
+@app.command()
 def serve(
     models: Annotated[
         list[str],

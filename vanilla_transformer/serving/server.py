@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from queue import Full
 from typing import Annotated, Any
@@ -20,7 +21,6 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
-from .. import __version__
 from .batching import BatchingQueue
 from .engines import Engines, decoding_for
 
@@ -148,7 +148,7 @@ def build_app(engines: Engines, limits: Limits | None = None) -> FastAPI:
 
     app = FastAPIOffline(
         title="vanilla_transformer",
-        version=__version__,
+        version=version("vanilla_transformer"),
         description="The Transformer of “Attention Is All You Need”, serving.",
         lifespan=lifespan,
     )
