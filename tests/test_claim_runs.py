@@ -76,6 +76,16 @@ def test_a_run_ends_by_updates_by_time_or_diverged(runs: ModuleType, corpus: Any
     timed = runs.train(model(corpus), runs.batches(corpus), lambda _: 1e-3, seconds=0.3)
     assert 0.3 <= timed.seconds < 10
     assert timed.losses[0] == pytest.approx(run.losses[0])
+    ticks = itertools.count()
+    ticked = runs.train(
+        model(corpus),
+        runs.batches(corpus),
+        lambda _: 1e-3,
+        seconds=3,
+        clock=lambda: float(next(ticks)),
+    )
+    # Each update is one tick long, and it ends after the one that goes beyond three.
+    assert len(ticked.losses) == 4
     lost = runs.train(model(corpus), runs.batches(corpus), lambda _: math.inf, updates=5)
     assert lost.diverged
     assert len(lost.losses) < 5
