@@ -10,6 +10,7 @@ the model is different.
 """
 
 import dataclasses
+import importlib
 import itertools
 import math
 import time
@@ -77,7 +78,7 @@ def load_digits() -> tuple[Digits, Digits]:
         ValueError: scikit-learn is not there.
     """
     try:
-        from sklearn import datasets
+        datasets = importlib.import_module("sklearn.datasets")
     except ImportError as error:
         raise ValueError(
             "the digits come with scikit-learn, which is not installed; pip install scikit-learn"
@@ -275,9 +276,8 @@ def by_count(right: list[bool], scenes: list[Scene]) -> list[float]:
 
 def linear_baseline(training: Digits, unseen: Digits, scenes: list[Scene]) -> dict[str, Any]:
     """Logistic regression on the pixels of a digit; for captions it is told where digits are."""
-    from sklearn.linear_model import LogisticRegression
-
-    fitted = LogisticRegression(max_iter=2000).fit(
+    linear = importlib.import_module("sklearn.linear_model")
+    fitted = linear.LogisticRegression(max_iter=2000).fit(
         training.images.flatten(1).numpy(), training.labels.numpy()
     )
     found = torch.tensor(fitted.predict(unseen.images.flatten(1).numpy()))
@@ -306,7 +306,8 @@ def main() -> None:
     training, unseen = load_digits()
     generator = torch.Generator().manual_seed(0)
     scenes = [draw_scene(unseen, generator) for _ in range(size.tested)]
-    classified, written, found = [], [], []
+    classified, written = [], []
+    found: list[str] = []
     for seed in range(1, seeds + 1):
         classified.append(classify(training, unseen, size, seed))
         row, found = write(training, scenes, size, seed)
