@@ -10,6 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from benchmarking import measure, peak_memory
@@ -115,6 +116,14 @@ def main() -> None:
         rows.append(row)
         print(row, flush=True)
 
+    raw = {"d_model": d_model, "heads": HEADS, "rows": rows}
+    publish(finding(raw), options.output, time.perf_counter() - begin)
+
+
+def finding(raw: dict[str, Any]) -> Finding:
+    """The page, from the numbers alone."""
+    rows, d_model = raw["rows"], raw["d_model"]
+    lengths = [row["length"] for row in rows]
     seconds = {name: [row["seconds"][name] for row in rows] for name in NAMES}
     memory = {kind: [row["bytes"][kind] for row in rows] for kind in KINDS}
     reading = [
@@ -147,7 +156,7 @@ def main() -> None:
         axes.legend()
         axes.grid(alpha=0.3)
     table = Table(
-        f"One sentence, d_model {d_model}, {HEADS} heads, forward and backward, medians",
+        f"One sentence, d_model {d_model}, {raw['heads']} heads, forward and backward, medians",
         ["positions", *(f"{name} (ms)" for name in NAMES.values()), "eager (MiB)", "fused (MiB)"],
         [
             [
@@ -158,25 +167,21 @@ def main() -> None:
             for row in rows
         ],
     )
-    publish(
-        Finding(
-            name="length",
-            title="What length costs",
-            claim="Self-attention takes O(n²·d) operations a layer, a recurrent layer O(n·d²): it "
-            "is the cheaper one while n is smaller than d (section 4, Table 1).",
-            method=f"softmax(QKᵀ/√d_k)V of one sentence, forward and backward, float32, d_model "
-            f"{d_model}, {HEADS} heads; beside it all linear layers of the same layer (four "
-            "projections, feed-forward part of four times the width). Time: contenders in turns, "
-            "medians. Memory: what a call adds to the resident set, in a process of its own.",
-            reading=reading,
-            tables=[table],
-            figure=figure,
-            limits="One sentence, one machine; a processor's kernels, not a GPU's. The resident "
-            "set holds what the allocator keeps besides what is in use, below some MiB mostly.",
-            raw={"d_model": d_model, "heads": HEADS, "rows": rows},
-        ),
-        options.output,
-        time.perf_counter() - begin,
+    return Finding(
+        name="length",
+        title="What length costs",
+        claim="Self-attention takes O(n²·d) operations a layer, a recurrent layer O(n·d²): it "
+        "is the cheaper one while n is smaller than d (section 4, Table 1).",
+        method=f"softmax(QKᵀ/√d_k)V of one sentence, forward and backward, float32, d_model "
+        f"{d_model}, {raw['heads']} heads; beside it all linear layers of the same layer (four "
+        "projections, feed-forward part of four times the width). Time: contenders in turns, "
+        "medians. Memory: what a call adds to the resident set, in a process of its own.",
+        reading=reading,
+        tables=[table],
+        figure=figure,
+        limits="One sentence, one machine; a processor's kernels, not a GPU's. The resident "
+        "set holds what the allocator keeps besides what is in use, below some MiB mostly.",
+        raw=raw,
     )
 
 

@@ -368,7 +368,7 @@ def translations(
             "parameters": parameters_of(model),
             "seconds": run.seconds,
             "tokens_per_second": run.tokens / run.seconds,
-            "losses": run.losses,
+            "losses": [round(one, 4) for one in run.losses],
             "validation_loss": validation_loss(model, corpus, options.device),
             "bleu": greedy_bleu(model, corpus, device=options.device),
         }

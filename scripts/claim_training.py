@@ -138,7 +138,8 @@ def runs(
                         "seed": seed,
                         "validation_loss": loss,
                         "diverged": run.diverged,
-                        "losses": run.losses,
+                        # Enough for a curve, and half the size of a file.
+                        "losses": [round(one, 4) for one in run.losses],
                     }
                 )
                 print(f"{name}, rate {peak:g}, seed {seed}: {loss}", flush=True)

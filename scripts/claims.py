@@ -3,11 +3,20 @@
 A script `claim_<name>.py` measures, and gives a `Finding`. `publish` writes it as
 `<name>.json` (the raw numbers, with command, machine and versions), `<name>.png` and `<name>.html`
 (one page that needs no other file). No number reaches a page but from the record.
+
+    python scripts/claims.py
+    python scripts/claims.py --check
+
+renders `claims.md` and the pictures anew from the records in `results/claims`. With `--check`
+nothing is written: what would change in the text is shown, and the exit status is 1 if anything
+would.
 """
 
 import argparse
 import base64
 import dataclasses
+import difflib
+import importlib
 import io
 import json
 import math
@@ -26,6 +35,11 @@ from vanilla_transformer.recipes.models import describe_machine, environment
 
 # Student's t for 95% by degrees of freedom; few seeds are the rule here.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+SCRIPTS = Path(__file__).resolve().parent
+PAGE, RECORDS = SCRIPTS / "claims.md", SCRIPTS / "results" / "claims"
+# In the order of the page.
+CLAIMS = ("recurrence", "length", "table3", "training", "halves", "images")
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -127,16 +141,13 @@ def publish(finding: Finding, output: Path, seconds: float) -> list[Path]:
         "minutes": seconds / 60,
         "numbers": finding.raw,
     }
-    buffer = io.BytesIO()
-    finding.figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    picture = drawn(finding)
     page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
-    text = page.render(
-        finding=finding, record=record, picture=base64.b64encode(buffer.getvalue()).decode()
-    )
+    text = page.render(finding=finding, record=record, picture=base64.b64encode(picture).decode())
     output.mkdir(parents=True, exist_ok=True)
     written = {
         "json": (json.dumps(record, indent=1, allow_nan=False) + "\n").encode(),
-        "png": buffer.getvalue(),
+        "png": picture,
         "html": text.encode(),
     }
     paths = []
@@ -152,6 +163,13 @@ def publish(finding: Finding, output: Path, seconds: float) -> list[Path]:
     print("\n".join(finding.reading))
     print(*paths, sep="\n")
     return paths
+
+
+def drawn(finding: Finding) -> bytes:
+    """The picture, as PNG."""
+    buffer = io.BytesIO()
+    finding.figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return buffer.getvalue()
 
 
 def _command(arguments: Sequence[str]) -> str:
@@ -193,3 +211,87 @@ def with_interval(values: Sequence[float], digits: int = 1) -> str:
     if math.isinf(half):
         return f"{mean:,.{digits}f}"
     return f"{mean:,.{digits}f} ± {half:,.{digits}f}"
+
+
+# ---------------------------------------------------------------------------- the page of all
+
+
+def read(name: str, records: Path) -> tuple[Finding, dict[str, Any]] | None:
+    """A finding and the record that it is of; None where the script was not run."""
+    path = records / f"{name}.json"
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text("utf-8"))
+    finding: Finding = importlib.import_module(f"claim_{name}").finding(record["numbers"])
+    return finding, record
+
+
+def markdown(table: Table) -> str:
+    """A table with its caption; the first column to the left, the others to the right."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (table.columns, *table.rows)]
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    rule = f"|---|{'---:|' * (len(table.columns) - 1)}"
+    return "\n".join([f"**{table.caption}**", "", head, rule, *body])
+
+
+def section(number: int, finding: Finding, record: dict[str, Any]) -> str:
+    """A claim as the page tells it: the first table in view, the others folded."""
+    first, *others = map(markdown, finding.tables)
+    folded = "\n\n".join(others)
+    environment_ = record["environment"]
+    parts = [
+        f"## {number}. {finding.title}",
+        f"*The claim.* {finding.claim}",
+        *finding.reading,
+        first,
+        f"![{finding.title}](results/claims/{finding.name}.png)",
+        f"<details><summary>More of the numbers</summary>\n\n{folded}\n\n</details>"
+        if others
+        else "",
+        f"*How.* {finding.method}",
+        f"*Limits.* {finding.limits}",
+        f"`{record['command']}`: {record['minutes']:.0f} minutes, {record['machine']}, "
+        f"{environment_['threads']} thread{'s' if environment_['threads'] > 1 else ''}, torch "
+        f"{environment_['torch']}.",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def render(records: Path) -> str:
+    """The page of all claims that have a record; of the others it says that they have none."""
+    parts = [
+        "# The paper's claims, measured",
+        "Rendered by `scripts/claims.py` from the records in `results/claims`; no number here is "
+        "typed. Each script writes its record, its picture and a page of its own. They are small "
+        "on purpose, minutes on two cores: what they show is which way things go.",
+    ]
+    for number, name in enumerate(CLAIMS, 1):
+        found = read(name, records)
+        if found is None:
+            parts.append(f"## {number}. `python scripts/claim_{name}.py`\n\nNo record yet.")
+        else:
+            parts.append(section(number, *found))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """Renders, or checks."""
+    parser = argparse.ArgumentParser(description="Render claims.md and its pictures.")
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    options = parser.parse_args()
+    text = render(RECORDS)
+    if options.check:
+        old = PAGE.read_text("utf-8").splitlines() if PAGE.exists() else []
+        changes = list(difflib.unified_diff(old, text.splitlines(), "claims.md", "rendered", n=0))
+        print(*changes, sep="\n", end="\n" if changes else "")
+        sys.exit(1 if changes else 0)
+    with atomic_file(PAGE) as file:
+        file.write_text(text, "utf-8")
+    for name in CLAIMS:
+        if (found := read(name, RECORDS)) is not None:
+            with atomic_file(RECORDS / f"{name}.png") as file:
+                file.write_bytes(drawn(found[0]))
+
+
+if __name__ == "__main__":
+    main()
