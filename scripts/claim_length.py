@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerEncoderModel
 
 KINDS = ("eager", "sdpa")
-NAMES = {"eager": "attention, eager", "sdpa": "attention, fused", "feed_forward": "feed-forward"}
+NAMES = {"eager": "attention, eager", "sdpa": "attention, fused", "feed_forward": "linear layers"}
 HEADS = 8
 
 
@@ -129,7 +129,7 @@ def finding(raw: dict[str, Any]) -> Finding:
     reading = [
         f"Over the longer half of the lengths time grows with n to the power of "
         f"{slope(lengths, seconds['eager']):.2f} (eager) and {slope(lengths, seconds['sdpa']):.2f} "
-        f"(fused), of the feed-forward part {slope(lengths, seconds['feed_forward']):.2f}; memory "
+        f"(fused), of the linear layers {slope(lengths, seconds['feed_forward']):.2f}; memory "
         f"{slope(lengths, memory['eager']):.2f} (eager) and {slope(lengths, memory['sdpa']):.2f} "
         f"(fused).",
         f"At {lengths[-1]:,} positions the fused kernel takes "
