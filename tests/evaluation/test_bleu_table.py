@@ -12,10 +12,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import sacrebleu
 
 from vanilla_transformer.evaluation.bleu_table import (
     bleu_table,
     format_bleu_table,
+    moses_tokenizer,
     split_compounds,
 )
 
@@ -114,6 +116,24 @@ def test_conventions_differ_and_are_shown_side_by_side() -> None:
     lines = format_bleu_table(table).splitlines()
     assert [line[:16].strip() for line in lines] == list(table)
     assert all(row["signature"] in line for row, line in zip(table.values(), lines, strict=True))
+
+
+def test_a_language_that_is_cut_otherwise_has_a_convention_of_its_own() -> None:
+    predictions, references = ["我有一只狗。", "他来了"], ["我有两只狗。", "她来了"]
+    table = bleu_table(predictions, references, language="zh")
+    expected = sacrebleu.corpus_bleu(predictions, [references], tokenize="zh").score
+    assert table["zh"]["score"] == pytest.approx(expected)
+    assert "tok:zh" in table["zh"]["signature"]
+    assert "zh" not in bleu_table(predictions, references, language="de")
+
+
+def test_moses_is_that_of_sacremoses() -> None:
+    pytest.importorskip("sacremoses", reason="sacremoses is not installed (extra conversion)")
+    tokenize = moses_tokenizer("de")
+    # Replaced first, then cut: no other tokenizer makes three dots one token and z.B. one.
+    assert tokenize("Er sagt：ja… z.B. U-Boote.") == "Er sagt : ja ... z.B. U-Boote ."
+    row = bleu_table(PREDICTIONS, REFERENCES, tokenize=tokenize, tokenizer_name="moses.de")
+    assert "tok:moses.de+hyphens" in row["compounds split"]["signature"]
 
 
 def test_bad_input_is_named() -> None:

@@ -13,6 +13,7 @@ from vanilla_transformer.evaluation.domains import (
     count_words,
     domain_report,
     format_domains,
+    split_domains,
 )
 
 TRAINING = ["The dog sleeps.", "the dog runs, the cat doesn't"] * 6 + ["A rare well-known word"]
@@ -115,14 +116,51 @@ def test_markdown_shows_all_and_lets_no_text_become_markup() -> None:
         {"technical": ([hostile], ["``` b"], ["c"])}, training_text=["c"], num_resamples=2
     )
     shown = format_domains(report)
-    assert "| technical | 1 |" in shown
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines()]
+    assert ["technical", "1"] in [row[:2] for row in cells]
+    assert ["0", "1", "0.00", "0.00"] in cells
+    # Also to be read as plain text.
+    assert len({len(line) for line in shown.splitlines()[:3]}) == 1
     assert "`` <script>`x`</script> | a | ``" in shown
     assert "```` ``` b ````" in shown
-    assert "| 0 | 1 | 0.00 |" in shown
     assert shown.count("\n## ") == 1
     assert "rarest word" not in format_domains(
         domain_report({"technical": (["a"], ["b"], ["c"])}, num_resamples=2)
     )
+
+
+def test_scored_by_the_options_given() -> None:
+    options = {"bleu": {"tokenize": "none"}, "chrf": {"lowercase": True}}
+    texts = (["a b", "c"], ["Ein Haus.", "DAS"], ["ein haus .", "das"])
+    news = domain_report({"news": texts}, options=options, num_resamples=2)["news"]
+    chrf = sacrebleu.CHRF(lowercase=True)
+    expected = {
+        "bleu": sacrebleu.corpus_bleu(texts[1], [texts[2]], tokenize="none").score,
+        "chrf": chrf.corpus_score(texts[1], [texts[2]]).score,
+    }
+    assert expected["chrf"] > sacrebleu.corpus_chrf(texts[1], [texts[2]]).score
+    for metric, score in expected.items():
+        assert news[metric]["score"] == pytest.approx(score)
+        assert news["by_length"]["0-10"][metric] == pytest.approx(score)
+    assert "tok:none" in news["bleu"]["signature"]
+    assert "case:lc" in news["chrf"]["signature"]
+    each = [
+        chrf.sentence_score(one, [right]).score
+        for one, right in zip(texts[1], texts[2], strict=True)
+    ]
+    assert [row["chrf"] for row in news["worst"]] == pytest.approx(sorted(each))
+
+
+def test_labels_sort_text_into_domains() -> None:
+    found = split_domains(["news", "talk ", "news"], Domain("abc", "def", [["g"], ["h"], ["i"]]))
+    assert list(found.items()) == [
+        ("news", Domain(["a", "c"], ["d", "f"], [["g"], ["i"]])),
+        ("talk", Domain(["b"], ["e"], [["h"]])),
+    ]
+    with pytest.raises(ValueError, match="2 labels of domains, 3 sources"):
+        split_domains(["news", "talk"], Domain("abc", "def", "ghi"))
+    with pytest.raises(ValueError, match="segment 2 is blank"):
+        split_domains(["news", " "], Domain("ab", "de", "gh"))
 
 
 @pytest.mark.parametrize(

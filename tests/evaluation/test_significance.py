@@ -39,7 +39,8 @@ def worsened(share: float, seed: int) -> list[str]:
 SYSTEMS = {"base": worsened(0.3, 1), "better": worsened(0.15, 2), "alike": worsened(0.3, 5)}
 
 
-# Means of bootstraps, and TER, come as NumPy's numbers, which sacreBLEU cannot write as JSON itself.
+# Means of bootstraps, and TER, come as NumPy's numbers, which sacreBLEU itself cannot write as
+# JSON.
 SACREBLEU = """
 import json, runpy
 json.JSONEncoder.default = lambda encoder, number: number.item()
@@ -139,6 +140,25 @@ def test_several_references_and_the_table() -> None:
     assert lines[0] == "40 segments, paired bootstrap, 20 samples; differences from base"
     assert [line.split()[0] for line in lines[3:6]] == list(SYSTEMS)
     assert found["metrics"]["bleu"]["signature"] == lines[6]
+
+    other = compare_systems(
+        SYSTEMS, references, test="randomisation", metrics=("bleu",), num_samples=30
+    )
+    lines = format_comparison(found, other).splitlines()
+    assert lines[:2] == [
+        "40 segments, paired bootstrap, 20 samples; differences from base",
+        "40 segments, paired randomisation, 30 samples; differences from base",
+    ]
+    rows = {line.split()[0]: line.split()[-2:] for line in lines[5:7]}
+    for system, shown in rows.items():
+        p_values = [one["metrics"]["bleu"]["systems"][system]["p_value"] for one in (found, other)]
+        assert [float(one) for one in shown] == pytest.approx(p_values, abs=1e-4)
+    assert lines[7:] == [one["metrics"]["bleu"]["signature"] for one in (found, other)]
+
+    alone = compare_systems(
+        {"base": SYSTEMS["base"]}, REFERENCES, metrics=("bleu",), num_samples=20
+    )
+    assert format_comparison(alone).splitlines()[0] == "40 segments, bootstrap, 20 samples"
 
 
 @pytest.mark.parametrize(

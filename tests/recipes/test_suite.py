@@ -16,9 +16,9 @@ from vanilla_transformer.recipes.prediction import Task, read_data, recipe_kind
 from vanilla_transformer.recipes.suite import (
     STANDARD_TEST_SETS,
     TestSet,
-    evaluate_domains,
     evaluate_suite,
     format_suite,
+    models_by_task,
 )
 
 RECIPES: dict[Task, Any] = {
@@ -93,13 +93,52 @@ def test_bad_sets_are_named(runs: dict[Task, Path]) -> None:
         evaluate_suite(runs, (HERE[0], HERE[0]))
 
 
-def test_domains_are_translated_and_reported(runs: dict[Task, Path]) -> None:
+def test_translations_are_reported_as_a_domain(runs: dict[Task, Path]) -> None:
     sets = [TestSet(name, "translation", "tiny_world", name) for name in ("test", "validation")]
-    report = evaluate_domains(
-        runs["translation"], sets, limit=6, device="cpu", num_worst=1, num_resamples=5
+    sets.append(HERE[-1])
+    results = evaluate_suite(
+        runs,
+        sets,
+        limit=6,
+        device="cpu",
+        num_resamples=5,
+        breakdown={"num_worst": 1, "training_text": ["the dog"]},
     )
-    assert list(report) == ["test", "validation"]
+    assert [name for name, one in results.items() if "domain" in one] == ["test", "validation"]
+    validation = results["validation"]
+    # By the recipe's own options: the same figures as those of the table.
+    for metric in ("bleu", "chrf"):
+        assert validation["domain"][metric]["score"] == validation["scores"][metric]["score"]
+    assert sum(one["segments"] for one in validation["domain"]["by_rarest_word"].values()) == 6
     pairs, _ = read_data("translation", "tiny_world", "validation", limit=6)
-    worst = report["validation"]["worst"][0]
+    worst = validation["domain"]["worst"][0]
     assert worst["source"] == pairs["source"][worst["segment"] - 1]
     assert worst["references"] == [pairs["target"][worst["segment"] - 1]]
+
+
+def test_a_set_of_other_languages_is_refused(runs: dict[Task, Path]) -> None:
+    french = dataclasses.replace(HERE[0], languages=("en", "fr"))
+    with pytest.raises(ValueError, match="translates en to de, and WMT14 en-de is of other"):
+        evaluate_suite(runs, [french])
+
+
+def test_sets_and_models_are_read_as_they_are_typed(runs: dict[Task, Path], tmp_path: Path) -> None:
+    assert TestSet.parse("translation=some/folder:test") == TestSet(
+        "folder test", "translation", "some/folder", "test"
+    )
+    assert TestSet.parse("question-answering=rajpurkar/squad_v2") == TestSet(
+        "squad_v2", "question_answering", "rajpurkar/squad_v2"
+    )
+    odd = tmp_path / "a:b.jsonl"
+    odd.touch()
+    assert TestSet.parse(f"inference={odd}").corpus == str(odd)
+    for text in ("some/folder", "summaries=some/folder", "inference="):
+        with pytest.raises(ValueError, match=r"must be TASK=CORPUS or TASK=CORPUS:SPLIT"):
+            TestSet.parse(text)
+
+    given = [str(path) for path in runs.values()]
+    assert models_by_task(given) == {task: str(path) for task, path in runs.items()}
+    text = given[0]
+    assert models_by_task([f"question-answering={text}"]) == {"question_answering": text}
+    with pytest.raises(ValueError, match="both for translation"):
+        models_by_task([text, text])

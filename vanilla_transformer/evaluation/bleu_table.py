@@ -23,6 +23,7 @@ def bleu_table(
     *,
     tokenize: Callable[[str], str] | None = None,
     tokenizer_name: str = "13a",
+    language: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score translations by BLEU with each of the usual conventions.
 
@@ -31,7 +32,8 @@ def bleu_table(
     - "13a lower-cased": without case;
     - "compounds split": over tokens, the hyphen inside a word made a token of its own, as
       `utils/get_ende_bleu.sh` of tensor2tensor does it ("rich-text" -> "rich ##AT##-##AT## text",
-      for comparison with GNMT and with Vaswani et al.).
+      for comparison with GNMT and with Vaswani et al.);
+    - "zh", "ja-mecab" or "ko-mecab": sacreBLEU's tokenizer for `language`, where it is not 13a.
 
     Args:
         predictions: One translation per segment, detokenised.
@@ -40,12 +42,14 @@ def bleu_table(
             `tokenizer.perl` after replacing Unicode punctuation: give that of sacremoses for
             figures like its own. By default it is 13a, which needs no further package.
         tokenizer_name: Of `tokenize`, for the signature.
+        language: Of the translations, such as "zh".
 
     Returns:
         {convention: {"score", "signature"}}, in percent.
 
     Raises:
-        ValueError: No segments, unequal lengths, or a segment that is not text.
+        ValueError: No segments, unequal lengths, a segment that is not text, or a language whose
+            tokenizer is not installed.
     """
     segments, alternatives = check_segments(predictions, references)
     if not segments:
@@ -55,7 +59,7 @@ def bleu_table(
         tokenize = sacrebleu.BLEU(tokenize="13a").tokenizer
     split_segments = [split_compounds(tokenize(text)) for text in segments]
     split_alternatives = [[split_compounds(tokenize(text)) for text in one] for one in alternatives]
-    return {
+    table = {
         "13a": _bleu(segments, alternatives),
         "intl": _bleu(segments, alternatives, tokenize="intl"),
         "13a lower-cased": _bleu(segments, alternatives, lowercase=True),
@@ -68,6 +72,37 @@ def bleu_table(
             force=True,
         ),
     }
+    if language is not None:
+        try:
+            own = sacrebleu.BLEU(trg_lang=language).tokenizer.signature()
+        except RuntimeError as error:
+            # It says what to install.
+            raise ValueError(" ".join(str(error).split())) from error
+        if own not in table:
+            table[own] = _bleu(segments, alternatives, trg_lang=language)
+    return table
+
+
+def moses_tokenizer(language: str) -> Callable[[str], str]:
+    """What tensor2tensor's script tokenises with: Moses's scripts in sacremoses's version.
+
+    Raises:
+        ValueError: sacremoses is not installed, or Moses does not know the language.
+    """
+    try:
+        from sacremoses import MosesPunctNormalizer, MosesTokenizer
+    except ImportError as error:
+        raise ValueError(
+            "Moses's tokenizer needs sacremoses; pip install sacremoses, or name no language"
+        ) from error
+    replace = MosesPunctNormalizer(language).replace_unicode_punct
+    tokenizer = MosesTokenizer(language)
+
+    def tokenize(text: str) -> str:
+        tokenized: str = tokenizer.tokenize(replace(text), return_str=True)
+        return tokenized
+
+    return tokenize
 
 
 def split_compounds(text: str) -> str:

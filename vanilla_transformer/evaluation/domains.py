@@ -38,6 +38,7 @@ def domain_report(
     domains: Mapping[str, Domain | tuple[Any, Any, Any]],
     *,
     training_text: Iterable[str] | Counter[str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     num_worst: int = 5,
     num_resamples: int = 1000,
 ) -> dict[str, dict[str, Any]]:
@@ -47,6 +48,8 @@ def domain_report(
         domains: By name.
         training_text: Source side of what the model was trained on, line by line, or its words as
             `count_words` counts them; without it there is no breakdown by rare words.
+        options: Of sacreBLEU's metrics, by "bleu" and "chrf", such as {"bleu": {"tokenize":
+            "none"}} for text that is tokenised already.
         num_worst: How many sentences to show of each domain: those of the lowest sentence chrF.
         num_resamples: Of the bootstrap intervals of a domain's BLEU and chrF.
 
@@ -66,9 +69,41 @@ def domain_report(
     frequencies = training_text
     if frequencies is not None and not isinstance(frequencies, Counter):
         frequencies = count_words(frequencies)
+    chosen = {name: dict((options or {}).get(name, {})) for name in ("bleu", "chrf")}
     return {
-        name: _report(name, Domain(*domain), frequencies, num_worst, num_resamples)
+        name: _report(name, Domain(*domain), frequencies, chosen, num_worst, num_resamples)
         for name, domain in domains.items()
+    }
+
+
+def split_domains(labels: Sequence[str], texts: Domain) -> dict[str, Domain]:
+    """Sort text of several domains into them, in the order in which they come up.
+
+    Args:
+        labels: The domain of each segment.
+        texts: All of the text.
+
+    Raises:
+        ValueError: Not one label for each segment, or one that is blank.
+    """
+    if not len(labels) == len(texts.sources) == len(texts.predictions) == len(texts.references):
+        raise ValueError(
+            f"there are {len(labels)} labels of domains, {len(texts.sources)} sources, "
+            f"{len(texts.predictions)} translations and {len(texts.references)} references; give "
+            "one of each for every segment"
+        )
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        if not label.strip():
+            raise ValueError(f"the label of segment {row + 1} is blank; name its domain")
+        rows.setdefault(label.strip(), []).append(row)
+    return {
+        label: Domain(
+            [texts.sources[row] for row in chosen],
+            [texts.predictions[row] for row in chosen],
+            [texts.references[row] for row in chosen],
+        )
+        for label, chosen in rows.items()
     }
 
 
@@ -88,6 +123,7 @@ def _report(
     name: str,
     domain: Domain,
     frequencies: Counter[str] | None,
+    options: Mapping[str, Mapping[str, Any]],
     num_worst: int,
     num_resamples: int,
 ) -> dict[str, Any]:
@@ -99,7 +135,7 @@ def _report(
             "as many of one as of the other, or leave it out"
         )
     scores = confidence_intervals(
-        predictions, references, metrics=("bleu", "chrf"), num_resamples=num_resamples
+        predictions, references, metrics=options, num_resamples=num_resamples
     )
     lengths = [len(_words(source)) for source in sources]
     rarest = None
@@ -115,10 +151,12 @@ def _report(
         for label, low, high in _classes(bounds):
             rows = [i for i, one in enumerate(values) if one is not None and low <= one <= high]
             if rows:
-                found[label] = _score([predictions[i] for i in rows], [references[i] for i in rows])
+                found[label] = _score(
+                    [predictions[i] for i in rows], [references[i] for i in rows], options
+                )
         return found
 
-    sentence_chrf = sacrebleu.CHRF()
+    sentence_chrf = sacrebleu.CHRF(**options["chrf"])
     each = [
         sentence_chrf.sentence_score(prediction, alternatives).score
         for prediction, alternatives in zip(predictions, references, strict=True)
@@ -155,13 +193,19 @@ def _classes(bounds: Sequence[int]) -> list[tuple[str, int, float]]:
     return [*classes, (f"{edges[-1] + 1}+", edges[-1] + 1, float("inf"))]
 
 
-def _score(predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
+def _score(
+    predictions: list[str], references: list[list[str]], options: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     streams = reference_streams(references)
-    return {
-        "segments": len(predictions),
-        "bleu": float(sacrebleu.BLEU().corpus_score(predictions, streams).score),
-        "chrf": float(sacrebleu.CHRF().corpus_score(predictions, streams).score),
+    scorers = {
+        "bleu": sacrebleu.BLEU(**options["bleu"]),
+        "chrf": sacrebleu.CHRF(**options["chrf"]),
     }
+    scores = {
+        name: float(scorer.corpus_score(predictions, streams).score)
+        for name, scorer in scorers.items()
+    }
+    return {"segments": len(predictions), **scores}
 
 
 def format_domains(report: Mapping[str, Mapping[str, Any]]) -> str:
@@ -169,13 +213,13 @@ def format_domains(report: Mapping[str, Mapping[str, Any]]) -> str:
 
     Text of the sentences stands in code spans, so that nothing in it becomes markup.
     """
-    lines = ["| domain | segments | BLEU | 95 % | chrF | 95 % |", "|---|---:|---:|---|---:|---|"]
+    rows = [["domain", "segments", "BLEU", "95 %", "chrF", "95 %"]]
     for name, one in report.items():
-        cells = [name, str(one["segments"])]
+        rows.append([name, str(one["segments"])])
         for metric in ("bleu", "chrf"):
             low, high = one[metric]["interval"]
-            cells += [f"{one[metric]['score']:.2f}", f"{low:.2f} to {high:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+            rows[-1] += [f"{one[metric]['score']:.2f}", f"{low:.2f} to {high:.2f}"]
+    lines = _table(rows)
     first = next(iter(report.values()))
     lines += ["", *(f"{first[metric]['signature']}  " for metric in ("bleu", "chrf"))]
     for name, one in report.items():
@@ -185,11 +229,12 @@ def format_domains(report: Mapping[str, Mapping[str, Any]]) -> str:
             ("by_rarest_word", "rarest word, times in training"),
         ):
             if one[key]:
-                lines += ["", f"| {title} | segments | BLEU | chrF |", "|---|---:|---:|---:|"]
-                lines += [
-                    f"| {label} | {row['segments']} | {row['bleu']:.2f} | {row['chrf']:.2f} |"
+                rows = [[title, "segments", "BLEU", "chrF"]]
+                rows += [
+                    [label, str(row["segments"]), f"{row['bleu']:.2f}", f"{row['chrf']:.2f}"]
                     for label, row in one[key].items()
                 ]
+                lines += ["", *_table(rows)]
         if one["worst"]:
             lines += ["", "Worst sentences, by chrF:"]
         for row in one["worst"]:
@@ -201,6 +246,18 @@ def format_domains(report: Mapping[str, Mapping[str, Any]]) -> str:
                 *(f"  - reference: {_code(text)}" for text in row["references"]),
             ]
     return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table of a head and rows, all but the first column to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append(f"| {' | '.join(cells)} |")
+    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
+    return [lines[0], f"|{rule}|", *lines[1:]]
 
 
 def _code(text: str) -> str:

@@ -23,9 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 class MeteorScore(NamedTuple):
-    """A corpus score in percent, and the release of WordNet that it was computed with, if any."""
+    """A corpus score in percent, those of its sentences, and the release of WordNet, if any."""
 
     score: float
+    scores: list[float]
     wordnet: str | None
 
 
@@ -62,15 +63,19 @@ class MeteorScorer:
         from nltk.translate.meteor_score import meteor_score
 
         split = NLTKWordTokenizer().tokenize
-        total = 0.0
-        for hypothesis, alternatives in zip(hypotheses, zip(*references, strict=True), strict=True):
-            total += meteor_score(
+        scores = [
+            100
+            * meteor_score(
                 [split(one) for one in alternatives if one is not None],
                 split(hypothesis),
                 wordnet=self.synonyms or NoSynonyms(),
                 **self.weights,
             )
-        return MeteorScore(100 * total / len(hypotheses), self.wordnet)
+            for hypothesis, alternatives in zip(
+                hypotheses, zip(*references, strict=True), strict=True
+            )
+        ]
+        return MeteorScore(sum(scores) / len(scores), scores, self.wordnet)
 
     def get_signature(self) -> str:
         """All that the figure depends on, in sacreBLEU's manner."""
@@ -172,5 +177,5 @@ class Meteor(SacreBleuMetric):
     )
 
     def parts(self, score: Any) -> dict[str, Any]:
-        """The release of WordNet that the synonyms are from; None without synonyms."""
-        return {"wordnet": score.wordnet}
+        """The sentences' scores, and the release of WordNet; None without synonyms."""
+        return {"scores": score.scores, "wordnet": score.wordnet}

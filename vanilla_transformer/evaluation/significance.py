@@ -217,20 +217,37 @@ def compare_examples(
     }
 
 
-def format_comparison(result: Mapping[str, Any]) -> str:
-    """Lay out what `compare_systems` found as a table for each metric."""
+def format_comparison(result: Mapping[str, Any], *others: Mapping[str, Any]) -> str:
+    """Lay out what `compare_systems` found as a table for each metric.
+
+    Args:
+        result: Of one test; scores and intervals are its own.
+        others: The same systems by other tests, whose p-values stand beside its own.
+    """
+    results = (result, *others)
+    # Of one system there are intervals only.
+    paired = any(
+        "p_value" in row for one in result["metrics"].values() for row in one["systems"].values()
+    )
+    before, after = ("paired ", f"; differences from {result['baseline']}") if paired else ("", "")
     lines = [
-        f"{result['segments']} segments, paired {result['test']}, {result['samples']} samples; "
-        f"differences from {result['baseline']}"
+        f"{one['segments']} segments, {before}{one['test']}, {one['samples']} samples{after}"
+        for one in results
     ]
     for name, one in result["metrics"].items():
         width = max(12, *map(len, one["systems"]))
-        lines += ["", f"{name:<{width}}{'score':>8}{'95 %':>17}{'diff.':>8}{'p':>9}"]
+        lines += ["", f"{name:<{width}}{'score':>8}{'95 %':>17}"]
+        if len(one["systems"]) > 1:
+            # Which p is of which test is to be seen where there are two.
+            heads = ["p"] if not others else [f"p {other['test'][:6]}." for other in results]
+            lines[-1] += f"{'diff.':>8}" + "".join(f"{head:>11}" for head in heads)
         for system, row in one["systems"].items():
             low, high = row["interval"]
             line = f"{system:<{width}}{row['score']:>8.2f}{f'[{low:.2f}, {high:.2f}]':>17}"
             if "p_value" in row:
-                line += f"{row['difference']:>+8.2f}{row['p_value']:>9.4f}"
+                found = [other["metrics"][name]["systems"][system] for other in results]
+                line += f"{row['difference']:>+8.2f}"
+                line += "".join(f"{other['p_value']:>11.4f}" for other in found)
             lines.append(line)
-        lines.append(one["signature"])
+        lines += dict.fromkeys(other["metrics"][name]["signature"] for other in results)
     return "\n".join(lines) + "\n"

@@ -3,15 +3,14 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 
-from ..evaluation.domains import Domain, domain_report
 from ..evaluation.significance import confidence_intervals
 from ..training.loop import build_accelerator
 from .models import load_model
-from .prediction import Task, read_data, recipe_kind, recipe_of
+from .prediction import USUAL_SPLITS, Task, read_data, recipe_kind, recipe_of
 from .translation import TranslationRecipe, Translations
 
 
@@ -38,6 +37,58 @@ class TestSet:
     configuration: str | None = None
     languages: tuple[str, str] | None = None
 
+    @classmethod
+    def parse(cls, text: str) -> "TestSet":
+        """A test set as a command line has it: TASK=CORPUS or TASK=CORPUS:SPLIT.
+
+        It is called by the last part of the corpus's name and the split, if there is one.
+
+        Raises:
+            ValueError: No task, or no corpus.
+        """
+        task, corpus = split_task(text)
+        if task is None or not corpus:
+            raise ValueError(
+                f"test set {text!r} must be TASK=CORPUS or TASK=CORPUS:SPLIT, where TASK is one of "
+                f"{', '.join(one.replace('_', '-') for one in USUAL_SPLITS)}"
+            )
+        split = None
+        if ":" in corpus and not Path(corpus).exists():
+            corpus, _, split = corpus.rpartition(":")
+        name = " ".join(filter(None, (Path(corpus).stem, split)))
+        return cls(name, task, corpus, split or None)
+
+
+def split_task(text: str) -> tuple[Task | None, str]:
+    """TASK=REST into the two; the task is None where `text` begins with none."""
+    before, equals, rest = text.partition("=")
+    for task in USUAL_SPLITS:
+        if equals and before.replace("-", "_") == task:
+            return task, rest
+    return None, text
+
+
+def models_by_task(models: Sequence[str]) -> dict[Task, str]:
+    """Models by what they are for, as `evaluate_suite` takes them.
+
+    Args:
+        models: As `load_model` takes them; TASK=MODEL for what writes text and is in no run.
+
+    Raises:
+        ValueError: Two of one task, or as `recipe_of`.
+    """
+    found: dict[Task, str] = {}
+    for text in models:
+        wanted, model = split_task(text)
+        task = wanted or cast(Task, recipe_of(model)[0].task)
+        if task in found:
+            raise ValueError(
+                f"{found[task]} and {model} are both for {task.replace('_', ' ')}; give one model "
+                "of a task, and compare several by `score`"
+            )
+        found[task] = model
+    return found
+
 
 # On the Hub; with local copies, `dataclasses.replace(one, corpus=path)`.
 STANDARD_TEST_SETS = (
@@ -54,6 +105,7 @@ def evaluate_suite(
     limit: int | None = None,
     device: str | None = None,
     num_resamples: int = 1000,
+    breakdown: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score a model of each task on all test sets of that task.
 
@@ -66,10 +118,13 @@ def evaluate_suite(
         limit: Examples of each set; all.
         device: By default a GPU where there is one.
         num_resamples: Of the bootstrap intervals of translation scores.
+        breakdown: Options of `domain_report`, such as `training_text`, to report on each set of
+            translations as a domain.
 
     Returns:
         {test set: {"task", "model", "examples", "figures": {name: {"score", "interval"}}, "scores":
-        all there is, as the recipe's own results have it}}; 95 % intervals, in percent.
+        all there is, as the recipe's own results have it, "domain": with a breakdown, what
+        `domain_report` gives for it}}; 95 % intervals, in percent.
 
     Raises:
         ValueError: No test set for any of the models, two of one name, or a model or data that
@@ -93,31 +148,11 @@ def evaluate_suite(
             "figures": _figures(found, scores, num_resamples),
             "scores": scores,
         }
+        if breakdown is not None and isinstance(found, Translations):
+            labels = [test_set.name] * len(examples)
+            report = found.by_domain(labels, num_resamples=num_resamples, **breakdown)
+            results[test_set.name]["domain"] = report[test_set.name]
     return results
-
-
-def evaluate_domains(
-    model: str | Path,
-    test_sets: Sequence[TestSet],
-    *,
-    training_text: Any = None,
-    limit: int | None = None,
-    device: str | None = None,
-    num_worst: int = 5,
-    num_resamples: int = 1000,
-) -> dict[str, dict[str, Any]]:
-    """Translate test sets, one a domain, and report on each: see `domain_report`.
-
-    Raises:
-        ValueError: As `evaluate_suite` and `domain_report`.
-    """
-    domains = {}
-    for test_set in test_sets:
-        found, pairs = _predict(model, test_set, limit, device)
-        domains[test_set.name] = Domain(list(pairs["source"]), found.texts, list(pairs["target"]))
-    return domain_report(
-        domains, training_text=training_text, num_worst=num_worst, num_resamples=num_resamples
-    )
 
 
 def _predict(
@@ -125,10 +160,16 @@ def _predict(
 ) -> tuple[Any, Dataset]:
     """What a model predicts for a test set, and the examples of it."""
     recipe: Any
-    recipe, _ = recipe_of(path_or_id, test_set.task)
+    recipe, file = recipe_of(path_or_id, test_set.task)
     languages: dict[str, Any] = {}
     if isinstance(recipe, TranslationRecipe):
-        languages = {"languages": test_set.languages or (recipe.source_lang, recipe.target_lang)}
+        own = (recipe.source_lang, recipe.target_lang)
+        if file is not None and test_set.languages not in (None, own):
+            raise ValueError(
+                f"{path_or_id} translates {' to '.join(own)}, and {test_set.name} is of other "
+                "languages; give a test set of these"
+            )
+        languages = {"languages": test_set.languages or own}
     examples, _ = read_data(
         test_set.task,
         test_set.corpus,
@@ -144,16 +185,10 @@ def _predict(
 def _figures(found: Any, scores: Mapping[str, Any], num_resamples: int) -> dict[str, Any]:
     """The figures of the table, each with its interval."""
     if isinstance(found, Translations):
-        # The same options as the scores.
-        options = {
-            "bleu": found.bleu,
-            "chrf": {key: value for key, value in found.bleu.items() if key == "lowercase"},
-            "ter": {},
-        }
         intervals = confidence_intervals(
             found.texts,
             list(found.pairs["target"]),
-            metrics=options,
+            metrics={**found.sacrebleu_options(), "ter": {}},
             num_resamples=num_resamples,
         )
         return {

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..atomic_file import atomic_file
 from ..configuration_vanilla_transformer import PAPER_ARCHITECTURES, VanillaTransformerConfig
 from ..data.corpora import hold_out, is_hub_id, load_parallel
 from ..evaluation import score_translations
+from ..evaluation.domains import Domain, domain_report, split_domains
 from ..generation import PAPER_DECODING, DecodingSettings, TranslationReport
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 from ..tasks.translation import EncodingReport, encode_pairs
@@ -60,6 +61,27 @@ class Translations:
             metric: {key: values[key] for key in ("score", "signature")}
             for metric, values in scores.items()
         }
+
+    def sacrebleu_options(self) -> dict[str, dict[str, Any]]:
+        """Options of sacreBLEU's BLEU and chrF by which `score` scores."""
+        chrf = {key: value for key, value in self.bleu.items() if key == "lowercase"}
+        # `force` silences a warning about full stops that stand alone, and changes no figure.
+        return {"bleu": {**self.bleu, "force": self.bleu.get("tokenize") == "none"}, "chrf": chrf}
+
+    def by_domain(self, labels: Sequence[str], **options: Any) -> dict[str, dict[str, Any]]:
+        """Scores of each domain by length and rare words, and its worst sentences.
+
+        Args:
+            labels: The domain of each pair.
+            **options: As `domain_report` takes them.
+
+        Raises:
+            ValueError: As `split_domains`.
+        """
+        texts = Domain(list(self.pairs["source"]), self.texts, list(self.pairs["target"]))
+        return domain_report(
+            split_domains(labels, texts), options=self.sacrebleu_options(), **options
+        )
 
     def write(self, path: Path) -> None:
         """A line a translation: a line break inside one would shift all others."""
