@@ -212,15 +212,14 @@ def finding(raw: dict[str, Any]) -> Finding:
         text = with_interval(values, 2) if values else ""
         return f"{text} ({lost} diverged)".strip() if lost else text
 
-    figure = Figure(figsize=(13, 4))
+    figure = Figure(figsize=(14, 4.4))
     left, middle, right = figure.subplots(1, 3)
     for name, rows, style in (("÷ √d_k", scaled, "-"), ("not scaled", plain, "--")):
-        left.semilogx(
-            sizes, [row["largest"] for row in rows], style, label=f"largest weight, {name}"
-        )
-        left.semilogx(
-            sizes, [row["gradient"] for row in rows], style, label=f"gradient, {name}", alpha=0.6
-        )
+        for number, what in enumerate(("largest", "gradient")):
+            label = f"{'largest weight' if what == 'largest' else what}, {name}"
+            left.plot(sizes, [row[what] for row in rows], style, color=f"C{number}", label=label)
+    left.set_xscale("log", base=2)
+    left.set_xticks(sizes, [str(size) for size in sizes])
     left.set(xlabel="d_k", title="Softmax over 64 keys")
     for norm, stacks in raw["gradients"].items():
         for stack, values in stacks.items():
@@ -228,6 +227,7 @@ def finding(raw: dict[str, Any]) -> Finding:
                 range(1, len(values) + 1),
                 values,
                 "-" if norm == "post" else "--",
+                color="C0" if stack == "encoder" else "C1",
                 marker="o",
                 label=f"{norm}-norm, {stack}",
             )
@@ -243,7 +243,8 @@ def finding(raw: dict[str, Any]) -> Finding:
         right.plot(smooth.tolist(), label=name)
     right.set(xlabel="update", ylabel="training loss", title=f"Peak rate {peak:g}")
     for axes in (left, middle, right):
-        axes.legend(fontsize=7)
+        # Below, where no curve is.
+        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
         axes.grid(alpha=0.3)
     figure.tight_layout()
 

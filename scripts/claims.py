@@ -263,7 +263,8 @@ def render(records: Path) -> str:
         "# The paper's claims, measured",
         "Rendered by `scripts/claims.py` from the records in `results/claims`; no number here is "
         "typed. Each script writes its record, its picture and a page of its own. They are small "
-        "on purpose, minutes on two cores: what they show is which way things go.",
+        "on purpose, minutes on two idle cores: what they show is which way things go. The minutes "
+        "told are of machines that had other work too.",
     ]
     for number, name in enumerate(CLAIMS, 1):
         found = read(name, records)
