@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,10 +29,10 @@ from safetensors import SafetensorError, safe_open
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..registration import AUTO_CLASSES, TRAVELLING, add_remote_code
 from ..tokenization import load_tokenizer
+from .model_card import CARD, write_card
 
 logger = logging.getLogger(__package__)
 
-CARD = "README.md"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _TOKENIZER = "tokenizer.json"
@@ -81,8 +80,9 @@ def push(
 
     Everything is checked before anything is sent. The code of the model goes along, so that it
     loads with `trust_remote_code=True` where this package is not installed; `directory` itself is
-    left as it is. Weights of the repository that are none of the model's are deleted by the same
-    commit: a model is never made of two.
+    left as it is. A run without a card in its `model/` gets the one that is rendered from its
+    results, with their files and the scores in `.eval_results/`. Weights of the repository that are
+    none of the model's are deleted by the same commit: a model is never made of two.
 
     Args:
         directory: A model directory, or a run directory (its `model/` is taken).
@@ -99,7 +99,9 @@ def push(
         ValueError: The model is not whole, its card is not finished, there is no token or none
             that may write there, or the Hub cannot be reached or did not take it.
     """
-    directory = _model_directory(Path(directory).expanduser())
+    run = Path(directory).expanduser()
+    model = _model_directory(run)
+    needs_card = model != run and not (model / CARD).is_file()
     token = token or get_token()
     if not token:
         raise ValueError(
@@ -107,13 +109,19 @@ def push(
             "https://huggingface.co/settings/tokens, then `hf auth login` or set HF_TOKEN"
         )
     with tempfile.TemporaryDirectory() as staging:
-        upload = collect_upload(directory, Path(staging))
+        if needs_card:
+            _write_card(run, Path(staging), repo_id)
+            report(f"the card is rendered from {run / 'results.json'}")
+        upload = collect_upload(model, Path(staging))
         for remark in upload.remarks:
             report(remark)
         size = sum(path.stat().st_size for path in upload.files.values())
         report(f"{upload.architecture}: {len(upload.files)} files, {size / 1e6:,.1f} MB")
         with _clear_errors(repo_id):
             hub = _Target(HfApi(endpoint, token), repo_id, revision, create_pr)
+            if needs_card and hub.repo_id != repo_id:
+                # Given without its owner, and the card tells where to load the model from.
+                _write_card(run, Path(staging), hub.repo_id)
             hub.prepare(private)
             return hub.commit(upload, message or f"Push {upload.architecture}", report)
 
@@ -122,7 +130,12 @@ def push(
 
 
 def collect_upload(directory: Path, staging: Path) -> Upload:
-    """The files of a model, looked through; the code that it lacks is put into `staging`.
+    """The files of a model, looked through.
+
+    Args:
+        directory: The model's own.
+        staging: More files, such as a card, which come before those of `directory`; the code that
+            the model lacks is put there.
 
     Raises:
         ValueError: The model is not whole or its card is not finished.
@@ -130,13 +143,15 @@ def collect_upload(directory: Path, staging: Path) -> Upload:
     config = _read_config(directory)
     architecture = (config.architectures or [""])[0]
     _check_weights(directory, config, architecture)
-    check_card(directory / CARD)
+    check_card(staging / CARD if (staging / CARD).is_file() else directory / CARD)
     remarks = _check_tokenizer(directory, config)
     files: dict[str, Path] = {}
     left_out: list[str] = []
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory)
-        is_hidden = any(part.startswith((".", "__pycache__")) for part in name.parts)
+        is_hidden = any(
+            part.startswith((".", "__pycache__")) and part != ".eval_results" for part in name.parts
+        )
         if not path.is_file() or is_hidden:
             continue
         if path.suffix in _LEFT_OUT or name.parts[0].startswith("checkpoint-"):
@@ -147,7 +162,9 @@ def collect_upload(directory: Path, staging: Path) -> Upload:
         remarks.append(f"left out, as no part of the model: {', '.join(left_out)}")
     if _add_code(directory, staging):
         remarks.append("the model's code goes along, for trust_remote_code=True")
-    files |= {path.name: path for path in staging.iterdir()}
+    files |= {
+        path.relative_to(staging).as_posix(): path for path in staging.rglob("*") if path.is_file()
+    }
     return Upload(files, architecture, tuple(remarks))
 
 
@@ -159,8 +176,8 @@ def check_card(path: Path) -> None:
     """
     if not path.is_file():
         raise ValueError(
-            f"{path} is missing: a model is pushed with its card. scripts/render_card.py writes "
-            "that of a run; `vanilla-transformer convert` writes one"
+            f"{path} is missing: a model is pushed with its card. That of a run is rendered if "
+            "the run's directory is given; `vanilla-transformer convert` writes one"
         )
     text = path.read_text("utf-8")
     found = _PLACEHOLDERS.search(text)
@@ -190,6 +207,17 @@ def _model_directory(path: Path) -> Path:
         f"{path} holds no model: neither config.json nor model/config.json is there; give the "
         "directory of a model or of a finished run"
     )
+
+
+def _write_card(run: Path, staging: Path, repo_id: str) -> None:
+    try:
+        write_card(run, staging, repo_id)
+    # Results that somebody has edited fail in any way.
+    except Exception as error:
+        raise ValueError(
+            f"the card of {run} cannot be rendered ({error}); write one yourself, as "
+            f"{run / 'model' / CARD}"
+        ) from error
 
 
 def _read_config(directory: Path) -> VanillaTransformerConfig:
@@ -274,17 +302,16 @@ def _check_tokenizer(directory: Path, config: VanillaTransformerConfig) -> list[
 
 def _add_code(directory: Path, staging: Path) -> bool:
     """Puts the code and a `config.json` that names it into `staging`, unless all are there."""
-    shutil.copy(directory / "config.json", staging)
+    own, staged = directory / "config.json", staging / "config.json"
+    staged.write_bytes(own.read_bytes())
     add_remote_code(staging)
     names = [Path(str(module.__file__)).name for module in TRAVELLING]
-    configs = [
-        json.loads((folder / "config.json").read_text("utf-8")) for folder in (directory, staging)
-    ]
-    if configs[0] == configs[1] and all((directory / name).is_file() for name in names):
-        shutil.rmtree(staging)
-        staging.mkdir()
-        return False
-    return True
+    is_same = json.loads(own.read_text("utf-8")) == json.loads(staged.read_text("utf-8"))
+    if not is_same or not all((directory / name).is_file() for name in names):
+        return True
+    for name in ("config.json", *names):
+        (staging / name).unlink()
+    return False
 
 
 # ------------------------------------------------------------------------------------ to the Hub

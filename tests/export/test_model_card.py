@@ -3,14 +3,20 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from datasets import ClassLabel, Dataset
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from vanilla_transformer import VanillaTransformerConfig, recipes
+from vanilla_transformer import modeling_vanilla_transformer as modeling
 from vanilla_transformer.cli import parsed
 from vanilla_transformer.data.inference_corpora import LABELS
 from vanilla_transformer.evaluation.natural_language_inference import (
@@ -18,6 +24,18 @@ from vanilla_transformer.evaluation.natural_language_inference import (
     evaluate_inference,
 )
 from vanilla_transformer.evaluation.question_answering import evaluate_question_answering
+from vanilla_transformer.export.hub import check_card
+from vanilla_transformer.export.model_card import (
+    Run,
+    arguments_of,
+    content_of,
+    energy_of,
+    eval_results_of,
+    public_name,
+    render_card,
+    without_paths,
+    write_card,
+)
 from vanilla_transformer.recipes import (
     RECIPES,
     InferenceRecipe,
@@ -27,6 +45,7 @@ from vanilla_transformer.recipes import (
     changed,
     write_recipe,
 )
+from vanilla_transformer.tokenization import train_tokenizer
 from vanilla_transformer.training.settings import TrainingSettings
 
 TINY = {"d_model": 16, "d_ff": 32, "num_heads": 2, "num_encoder_layers": 1, "dropout": 0.2}
@@ -107,6 +126,7 @@ def write_run(
         "tests": tests,
         "environment": {
             "device": "AMD EPYC",
+            "threads": 2,
             "torch": "2.13.0",
             "transformers": "5.23.0",
             "python": "3.11.7",
@@ -221,7 +241,7 @@ def test_card_of_question_answering(
         *("--evaluation", f"XQuAD, English={other}"),
     )
     assert repeated(card) == dataclasses.replace(recipe, corpus="squad_v2", initial_model="words")
-    assert "tags: [question-answering, vanilla_transformer]" in card
+    assert "\npipeline_tag: question-answering\n" in card
     assert "| validation | 3 | 66.67 [" in card
     assert "| XQuAD, English | 3 |" in card
     assert "as the official script counts (SQuAD 1.1 and 2.0)" in card
@@ -336,7 +356,17 @@ def test_card_of_the_translation_run_is_the_one_that_is_kept(
     expected = [
         line
         for line in before.partition("![Learning curve]")[0].splitlines()
-        if not line.startswith(("| hardware", "| updates", "| time", "| speed", "The run was"))
+        if not line.startswith(
+            (
+                "| hardware",
+                "| energy",
+                "| updates",
+                "| time",
+                "| speed",
+                "The run was",
+                "- Training ended",
+            )
+        )
     ]
     lines = card.splitlines()
     assert [line for line in expected if line not in lines] == []
@@ -368,8 +398,8 @@ def test_card_of_the_translation_run_is_the_one_that_is_kept(
         ("tiny_world", "tiny_world"),
     ],
 )
-def test_names_without_paths(script: Any, place: str, name: str) -> None:
-    assert script.public_name(place) == name
+def test_names_without_paths(place: str, name: str) -> None:
+    assert public_name(place) == name
 
 
 @pytest.mark.parametrize(
@@ -382,23 +412,180 @@ def test_names_without_paths(script: Any, place: str, name: str) -> None:
         ("a/b/c.json", "c.json"),
     ],
 )
-def test_no_folder_is_left_in_a_text(script: Any, text: str, expected: str) -> None:
-    assert script.without_paths({"x": [text, 1]}, ["a/b/c.json"]) == {"x": [expected, 1]}
+def test_no_folder_is_left_in_a_text(text: str, expected: str) -> None:
+    assert without_paths({"x": [text, 1]}, ["a/b/c.json"]) == {"x": [expected, 1]}
 
 
-def test_a_command_that_needs_its_changes_in_an_order(
-    script: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_that_needs_its_changes_in_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
     # A written answer and `has_no_answer` exclude each other, and `route` is the earlier field.
     monkeypatch.setitem(RECIPES, "qa", dataclasses.replace(QA, has_no_answer=True))
-    arguments = script.arguments_of(dataclasses.replace(QA, route="written"))
+    arguments = arguments_of(dataclasses.replace(QA, route="written"))
     assert arguments == ["--set", "has_no_answer=false", "--set", "route=written"]
 
 
-def test_what_has_no_card_is_refused(script: Any, tmp_path: Path) -> None:
+def test_what_has_no_card_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no recipe is called 'mine'"):
-        script.arguments_of(dataclasses.replace(QA, name="mine"))
+        arguments_of(dataclasses.replace(QA, name="mine"))
     write_recipe(QA, tmp_path / "recipe.json")
     with pytest.raises(ValueError, match="no results"):
-        script.Run.read(tmp_path)
+        Run.read(tmp_path)
     assert recipes.read_recipe(tmp_path / "recipe.json") == QA
+
+
+# --------------------------------------------------------------- what stands in every kept card
+
+
+def test_kept_cards_are_what_their_files_give(
+    script: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any, repository: Path, tmp_path: Path
+) -> None:
+    cards = Path(shutil.copytree(repository / "model_cards", tmp_path / "cards"))
+    monkeypatch.setattr("sys.argv", ["render_card.py", "--again", "--output", str(cards)])
+    script.main()
+    assert capsys.readouterr().out == "", "make them so: python scripts/render_card.py --again"
+    path = cards / "nli-small.json"
+    path.write_text(path.read_text("utf-8").replace("one core of an", "two cores of an"), "utf-8")
+    script.main()
+    assert capsys.readouterr().out.split() == [str(cards / "nli-small.md")]
+    assert "| hardware | two cores of an AMD EPYC" in (cards / "nli-small.md").read_text("utf-8")
+
+
+def test_an_older_file_is_rendered_with_what_it_has(repository: Path) -> None:
+    path = repository / "model_cards" / "multi30k-en-de-hour.json"
+    content = json.loads(path.read_text("utf-8"))
+    assert "task" not in content["recipe"]
+    del content["results"]["environment"]["threads"]
+    del content["results"]["training"]["target_tokens_per_second"]
+    del content["remark"]
+    card = render_card(content, [], has_curve=False)
+    for row in ("| energy", "| speed", "| data set", "![Learning curve]", "None", "The run was"):
+        assert row not in card
+    assert "| test_2016_flickr | 1000 | 36.97 |" in card
+
+
+def hub_run(directory: Path, **results: Any) -> Path:
+    """A run on data of the Hub."""
+    recipe = dataclasses.replace(QA, corpus="squad", test_splits=("validation",))
+    counts = {"questions": 1300, "windows": 1424}
+    run = write_run(directory, recipe, counts, {"validation": question_scores(False)}, {"f1": 1.0})
+    path = run / "results.json"
+    content = json.loads(path.read_text("utf-8"))
+    content["data"] |= {"corpus": "rajpurkar/squad train", **results}
+    path.write_text(json.dumps(content), "utf-8")
+    return run
+
+
+def test_both_formats_of_the_scores(tmp_path: Path) -> None:
+    content = content_of(Run.read(hub_run(tmp_path / "run", revision="5fe3c6b")))
+    card = ModelCard(render_card(content, []))
+    data = card.data
+    assert data.datasets == ["rajpurkar/squad"]
+    assert (data.pipeline_tag, data.library_name) == ("question-answering", "transformers")
+    assert data.metrics == ["exact_match", "f1"]
+    exact, f1 = data.eval_results
+    assert (exact.dataset_type, exact.dataset_split) == ("rajpurkar/squad", "validation")
+    assert (exact.dataset_revision, exact.metric_type) == ("5fe3c6b", "exact_match")
+    expected = question_scores(False)
+    assert (exact.metric_value, f1.metric_value) == (
+        round(expected["exact_match"], 2),
+        round(expected["f1"], 2),
+    )
+    assert f1.metric_args == {"version": "1.1"}
+    assert "| data set | rajpurkar/squad, commit 5fe3c6b |" in card.text
+    entries = parse_eval_result_entries(yaml.safe_load(eval_results_of(content) or ""))
+    assert [(entry.dataset_id, entry.dataset_revision) for entry in entries] == [
+        ("rajpurkar/squad", "5fe3c6b")
+    ] * 2
+    assert [entry.task_id for entry in entries] == ["validation_exact_match", "validation_f1"]
+    assert [entry.value for entry in entries] == [exact.metric_value, f1.metric_value]
+
+
+def test_scores_on_other_data_are_no_results_of_a_hub_set(tmp_path: Path, repository: Path) -> None:
+    run = Run.read(hub_run(tmp_path / "run", corpus=f"{HOME}/squad/train.json"))
+    content = content_of(run, evaluations={"mine": question_scores(False)})
+    assert eval_results_of(content) is None
+    results = ModelCard(render_card(content, [])).data.eval_results
+    assert {result.dataset_type for result in results} == {"squad", "mine"}
+    assert {result.dataset_revision for result in results} == {None}
+    kept = ModelCard.load(repository / "model_cards" / "multi30k-en-de-hour.md").data
+    assert kept.language == ["en", "de"]
+    assert kept.eval_results[0].metric_value == 36.97
+    signature = "nrefs:1|case:lc|eff:no|tok:none|smooth:exp|version:2.6.0"
+    assert kept.eval_results[0].metric_args == {"signature": signature}
+    # Sets that the model was evaluated on later are none of the corpus, and not one set.
+    kept = ModelCard.load(repository / "model_cards" / "nli-small.md").data
+    sets = {result.dataset_type for result in kept.eval_results}
+    assert {"nli_small", "SNLI test", "HANS"} <= sets
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"device": "AMD EPYC 9354", "threads": 4}, "about 40 Wh"),
+        ({"device": "AMD EPYC 9354", "threads": 4, "processes": 2}, "about 80 Wh"),
+        ({"device": "NVIDIA H200", "threads": 8, "processes": 2}, "about 1,400 Wh"),
+        ({"device": "NVIDIA H100 PCIe", "threads": 8}, "about 350 Wh"),
+        ({"device": "NVIDIA Nothing 1", "threads": 8}, None),
+        ({"device": "AMD EPYC 9354"}, None),
+    ],
+)
+def test_energy(environment: dict[str, Any], expected: str | None) -> None:
+    found = energy_of({"environment": environment, "training": {"seconds": 3600.0}})
+    assert (found and found.partition(", est")[0]) == expected
+    assert found is None or "estimated and not measured" in found
+
+
+def test_exports_stand_in_the_card(tmp_path: Path) -> None:
+    agreement = {
+        "search": "beam 4", "sentences": 1000, "same": 997, "ties": 3,
+        "bleu_against_native": 100.0, "bleu": 30.5, "native_bleu": None,
+    }  # fmt: skip
+    record = {"format": "onnx", "precision": "float32", "agreement": [agreement]}
+    card = render_card(content_of(Run.read(hub_run(tmp_path / "run")), exports=[record]), [])
+    row = "| onnx | float32 | beam 4 | 1,000 | 997 | 3 | 100.00 | 30.50 | – |"
+    assert row in card
+
+
+HEADS = {
+    "translation": (modeling.VanillaTransformerForConditionalGeneration, "multi30k-en-de-hour"),
+    "inference": (modeling.VanillaTransformerForSequenceClassification, "nli-small"),
+    "question_answering": (modeling.VanillaTransformerForQuestionAnswering, "squad-v1-cpu"),
+}
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_the_snippet_runs(
+    task: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    head, name = HEADS[task]
+    card = (repository / "model_cards" / f"{name}.md").read_text("utf-8")
+    snippet = card.partition("```python\n")[2].partition("```")[0]
+    # Where the run leaves it.
+    directory = tmp_path / "runs" / name / "model"
+    tokenizer = train_tokenizer(["A dog runs on the grass."], vocab_size=270)
+    torch.manual_seed(0)
+    config = VanillaTransformerConfig(
+        vocab_size=len(tokenizer), num_decoder_layers=1, num_segments=2, **TINY
+    )
+    head(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "card", "exec"), {})
+    printed = capsys.readouterr().out
+    word = {"translation": "translation_text", "inference": "label"}.get(task, "answer")
+    assert f"'{word}'" in printed
+
+
+def test_what_a_repository_gets(tmp_path: Path) -> None:
+    run = hub_run(tmp_path / "run", revision="5fe3c6b")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_card(run, folder, "ada/reader")
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {"README.md", "qa.json", "qa.jsonl", ".eval_results/qa.yaml"}
+    check_card(folder / "README.md")
+    card = (folder / "README.md").read_text("utf-8")
+    assert 'pipeline("question-answering", model="ada/reader", trust_remote_code=True)' in card
+    assert "| hardware | 1 × AMD EPYC" in card
+    # All that is linked is there.
+    linked = set(re.findall(r"\]\(([\w.-]+)\)", card))
+    assert linked == {"qa.json", "qa.jsonl"}
