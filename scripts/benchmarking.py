@@ -119,6 +119,7 @@ def measure(
     warmup: int,
     rounds: int,
     device: str = "cpu",
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, Timing]:
     """Times the contenders in turns: every round calls each of them once.
 
@@ -130,6 +131,7 @@ def measure(
         warmup: Rounds that do not count.
         rounds: Rounds that do.
         device: Waited for before and after each call.
+        clock: What seconds are of; by default `time.perf_counter`.
 
     Raises:
         ValueError: No contender, or no round.
@@ -141,15 +143,16 @@ def measure(
             f"rounds ({rounds}) must be 1 or more and warmup ({warmup}) 0 or more: a median needs "
             "a measurement"
         )
+    clock = clock or time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number, order in enumerate(itertools.islice(orders(list(contenders)), warmup + rounds)):
         for name in order:
             gc.collect()
             synchronize(device)
-            started = time.perf_counter()
+            started = clock()
             contenders[name]()
             synchronize(device)
-            elapsed = time.perf_counter() - started
+            elapsed = clock() - started
             if number >= warmup:
                 seconds[name].append(elapsed)
     return {name: Timing(values) for name, values in seconds.items()}

@@ -362,8 +362,8 @@ def finding(raw: dict[str, Any]) -> Finding:
         label = None if place else "logistic regression"
         axes.bar(place + 0.2, baseline, 0.38, color="tab:gray", label=label)
     axes.set_xticks(range(len(groups)), [name for name, _, _ in groups], fontsize=8)
-    axes.set(ylabel="right (%)", ylim=(0, 100), title="Unseen digits; dots are seeds")
-    axes.legend(fontsize=8, loc="lower left")
+    axes.set(ylabel="right (%)", ylim=(0, 100), title="Unseen digits (dots: seeds)")
+    axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     axes.grid(alpha=0.3, axis="y")
     figure.tight_layout()
 
@@ -386,13 +386,9 @@ def finding(raw: dict[str, Any]) -> Finding:
         ),
         Table(
             "The two models",
-            ["", "parameters", "seconds of training"],
+            ["", "parameters"],
             [
-                [
-                    name,
-                    f"{rows[0]['parameters']:,}",
-                    with_interval([row["seconds"] for row in rows], 0),
-                ]
+                [name, f"{rows[0]['parameters']:,}"]
                 for name, rows in (
                     ("encoder and classifier", raw["classification"]),
                     ("encoder and decoder", raw["captions"]),

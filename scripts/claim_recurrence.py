@@ -9,6 +9,7 @@ its decoder (Gehring et al. 2017, ConvS2S).
 
 import dataclasses
 import functools
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -311,6 +312,12 @@ def puzzle_accuracy(model: nn.Module, puzzle: str, length: int, device: str) -> 
 # ----------------------------------------------------------------------------------------- speeds
 
 
+def clock_of(device: str) -> Callable[[], float]:
+    """The processor's own time where it does the work on one thread: others may share it."""
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
+
+
 def speeds(
     shapes: list[tuple[int, int]], size: Size, rounds: int, device: str
 ) -> list[dict[str, Any]]:
@@ -327,7 +334,9 @@ def speeds(
             model(**inputs).loss.backward()
 
         contenders = {kind: functools.partial(step, model, moved) for kind, model in models.items()}
-        timings = measure(contenders, warmup=1, rounds=rounds, device=device)
+        timings = measure(
+            contenders, warmup=1, rounds=rounds, device=device, clock=clock_of(device)
+        )
         rows.append(
             {
                 "sentences": sentences,
@@ -342,12 +351,6 @@ def speeds(
 
 
 # ------------------------------------------------------------------------------------------- main
-
-
-def clock_of(device: str) -> Callable[[], float]:
-    """The processor's own time where it does the work on one thread: others may share it."""
-    alone = device == "cpu" and torch.get_num_threads() == 1
-    return time.process_time if alone else time.perf_counter
 
 
 def translations(
@@ -430,6 +433,7 @@ def main() -> None:
         default=math.inf,
         help="no further seed is begun that would not be done by then [no limit]",
     )
+    add("--speeds-again", action="store_true", help="measure them anew, keep the record's others")
     options = parser.parse_args()
     begin = time.perf_counter()
     size = Size(16, 1) if options.quick else Size()
@@ -441,12 +445,21 @@ def main() -> None:
     by_length = [(tokens // 2**i, 2**i) for i in range(4, most.bit_length())]
     by_batch = [(2**i, 64 if not options.quick else 8) for i in range(1 if options.quick else 7)]
     rounds = 1 if options.quick else 5
-    corpus = load_corpus(*((400, 300, 4) if options.quick else ()))
     with Load() as load:
-        timed = {
+        timed: dict[str, Any] = {
             "by_length": speeds(by_length, size, rounds, options.device),
             "by_batch": speeds(by_batch, size, rounds, options.device),
         }
+    timed |= {
+        "others_while_timing": load.others,
+        "seconds_are_of": clock_of(options.device).__name__,
+    }
+    if options.speeds_again:
+        earlier = json.loads((options.output / "recurrence.json").read_text("utf-8"))
+        raw = {**earlier["numbers"], **timed}
+        publish(finding(raw), options.output, time.perf_counter() - begin, earlier)
+        return
+    corpus = load_corpus(*((400, 300, 4) if options.quick else ()))
     translated: list[dict[str, Any]] = []
     solved: list[dict[str, Any]] = []
     done = 0
@@ -464,8 +477,6 @@ def main() -> None:
         "seeds": done,
         "distances": lengths,
         **timed,
-        "others_while_timing": load.others,
-        "seconds_are_of": clock_of(options.device).__name__,
         "translation": translated,
         "puzzles": solved,
     }
@@ -579,7 +590,7 @@ def finding(raw: dict[str, Any]) -> Finding:
     if (others := raw["others_while_timing"]) is not None:
         shared += f" Other processes took {others:.0%} of the machine meanwhile."
     if raw["seconds_are_of"] == "process_time":
-        shared += " Equal time is time of the processor, of which other processes take none."
+        shared += " All seconds are the processor's own, of which other processes take none."
     return Finding(
         name="recurrence",
         title="Attention, recurrence and convolution",

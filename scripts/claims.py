@@ -123,22 +123,30 @@ def claim_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def publish(finding: Finding, output: Path, seconds: float) -> list[Path]:
+def publish(
+    finding: Finding, output: Path, seconds: float, earlier: dict[str, Any] | None = None
+) -> list[Path]:
     """Writes the three files of a finding, and prints its tables.
 
     Args:
         finding: What was measured.
         output: Directory, made if it is not there.
         seconds: What measuring took.
+        earlier: A record whose numbers are part of the finding: its command is told before this
+            one, and its minutes count.
 
     Returns:
         The files: numbers, picture, page.
     """
+    command, minutes = _command(sys.argv), seconds / 60
+    if earlier is not None:
+        command = f"{earlier['command']} && {command}"
+        minutes += earlier["minutes"]
     record = {
-        "command": _command(sys.argv),
+        "command": command,
         "machine": describe_machine(),
         "environment": environment(),
-        "minutes": seconds / 60,
+        "minutes": minutes,
         "numbers": finding.raw,
     }
     picture = drawn(finding)

@@ -107,6 +107,9 @@ def test_timing_is_of_the_rounds_that_count(
     assert timings["a"].seconds == [1.0, 3.0, 2.0]
     assert (timings["a"].median, timings["a"].best) == (2.0, 1.0)
     assert (timings["b"].median, timings["b"].best) == (20.0, 10.0)
+    ticks = itertools.count(0, 5)
+    ticked = benchmarking.measure(nothing, warmup=0, rounds=1, clock=lambda: float(next(ticks)))
+    assert ticked["a"].seconds == ticked["b"].seconds == [5.0]
 
 
 def test_nothing_to_measure_is_refused(benchmarking: ModuleType) -> None:

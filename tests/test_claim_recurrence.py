@@ -162,3 +162,33 @@ def test_it_runs(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [row["kind"] for row in numbers["translation"]] == list(script.KINDS)
     assert all("bleu_at_equal_time" in row for row in numbers["translation"])
     assert len(numbers["puzzles"]) == 6
+
+    # Speeds alone are measured again; the rest of the record stays, and both commands are told.
+    again = ["claim_recurrence.py", "--quick", "--speeds-again", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", again)
+    monkeypatch.setattr(
+        script,
+        "speeds",
+        lambda shapes, *_: [
+            {"sentences": a, "length": b, "tokens_per_second": dict.fromkeys(script.KINDS, 7.0)}
+            for a, b in shapes
+        ],
+    )
+    script.main()
+    record = json.loads((tmp_path / "recurrence.json").read_text())
+    assert record["numbers"]["puzzles"] == numbers["puzzles"]
+    assert record["numbers"]["by_length"][0]["tokens_per_second"]["attention"] == 7
+    assert record["command"] == (
+        "python scripts/claim_recurrence.py --quick && "
+        "python scripts/claim_recurrence.py --quick --speeds-again"
+    )
+
+
+def test_the_processors_time_is_for_one_thread(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script.torch, "get_num_threads", lambda: 1)
+    assert script.clock_of("cpu") is script.time.process_time
+    assert script.clock_of("cuda") is script.time.perf_counter
+    monkeypatch.setattr(script.torch, "get_num_threads", lambda: 2)
+    assert script.clock_of("cpu") is script.time.perf_counter

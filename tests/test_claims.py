@@ -65,6 +65,11 @@ def test_a_finding_becomes_numbers_picture_and_page(
     assert "https://" not in text
     assert "who      n\none      1\ntwenty  20\n" in capsys.readouterr().out
 
+    claims.publish(finding, tmp_path / "new", 30, record)
+    record = json.loads(numbers.read_text())
+    command = "python scripts/claim_it.py --seeds 2 --quick"
+    assert (record["command"], record["minutes"]) == (f"{command} && {command}", 2.0)
+
 
 def test_tables_become_markdown(claims: ModuleType) -> None:
     table = claims.Table("Counts", ["who", "n", "m"], [["a|b", "1", "2"]])
