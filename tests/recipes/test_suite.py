@@ -19,6 +19,7 @@ from vanilla_transformer.recipes.suite import (
     evaluate_suite,
     format_suite,
     models_by_task,
+    parse_test_sets,
 )
 
 RECIPES: dict[Task, Any] = {
@@ -123,18 +124,23 @@ def test_a_set_of_other_languages_is_refused(runs: dict[Task, Path]) -> None:
 
 
 def test_sets_and_models_are_read_as_they_are_typed(runs: dict[Task, Path], tmp_path: Path) -> None:
-    assert TestSet.parse("translation=some/folder:test") == TestSet(
-        "folder test", "translation", "some/folder", "test"
-    )
-    assert TestSet.parse("question-answering=rajpurkar/squad_v2") == TestSet(
-        "squad_v2", "question_answering", "rajpurkar/squad_v2"
-    )
+    assert parse_test_sets(
+        ["translation=some/folder:test", "question-answering=rajpurkar/squad_v2"]
+    ) == [
+        TestSet("folder test", "translation", "some/folder", "test"),
+        TestSet("squad_v2", "question_answering", "rajpurkar/squad_v2"),
+    ]
+    both = parse_test_sets(["question-answering=tiny_world", "inference=tiny_world"])
+    assert [one.name for one in both] == [
+        "tiny_world (question answering)",
+        "tiny_world (inference)",
+    ]
     odd = tmp_path / "a:b.jsonl"
     odd.touch()
-    assert TestSet.parse(f"inference={odd}").corpus == str(odd)
+    assert parse_test_sets([f"inference={odd}"])[0].corpus == str(odd)
     for text in ("some/folder", "summaries=some/folder", "inference="):
         with pytest.raises(ValueError, match=r"must be TASK=CORPUS or TASK=CORPUS:SPLIT"):
-            TestSet.parse(text)
+            parse_test_sets([text])
 
     given = [str(path) for path in runs.values()]
     assert models_by_task(given) == {task: str(path) for task, path in runs.items()}

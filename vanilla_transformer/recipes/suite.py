@@ -37,26 +37,37 @@ class TestSet:
     configuration: str | None = None
     languages: tuple[str, str] | None = None
 
-    @classmethod
-    def parse(cls, text: str) -> "TestSet":
-        """A test set as a command line has it: TASK=CORPUS or TASK=CORPUS:SPLIT.
 
-        It is called by the last part of the corpus's name and the split, if there is one.
+def parse_test_sets(texts: Sequence[str]) -> list[TestSet]:
+    """Test sets as a command line has them: TASK=CORPUS or TASK=CORPUS:SPLIT.
 
-        Raises:
-            ValueError: No task, or no corpus.
-        """
+    Each is called by the last part of its corpus's name and the split, if there is one; and by the
+    task, where a corpus serves several.
+
+    Raises:
+        ValueError: No task, or no corpus.
+    """
+    found = []
+    for text in texts:
         task, corpus = split_task(text)
         if task is None or not corpus:
             raise ValueError(
                 f"test set {text!r} must be TASK=CORPUS or TASK=CORPUS:SPLIT, where TASK is one of "
                 f"{', '.join(one.replace('_', '-') for one in USUAL_SPLITS)}"
             )
-        split = None
+        split = ""
         if ":" in corpus and not Path(corpus).exists():
             corpus, _, split = corpus.rpartition(":")
-        name = " ".join(filter(None, (Path(corpus).stem, split)))
-        return cls(name, task, corpus, split or None)
+        found.append(TestSet(f"{Path(corpus).stem} {split}".strip(), task, corpus, split or None))
+    tasks: dict[str, set[Task]] = {}
+    for one in found:
+        tasks.setdefault(one.name, set()).add(one.task)
+    return [
+        one
+        if len(tasks[one.name]) == 1
+        else dataclasses.replace(one, name=f"{one.name} ({one.task.replace('_', ' ')})")
+        for one in found
+    ]
 
 
 def split_task(text: str) -> tuple[Task | None, str]:
