@@ -305,6 +305,7 @@ def assert_same_as_fairseq(found: Tokenizers, world: World, lines: dict[str, lis
         assert found.target.decode([*ids, 2], skip_special_tokens=True) == expected_text
 
 
+@pytest.mark.slow
 @needs_fairseq
 @pytest.mark.parametrize("languages", [("en", "fr"), ("de", "en")])
 def test_the_reference_cuts_as_fairseq_itself(tmp_path: Path, languages: tuple[str, str]) -> None:

@@ -188,6 +188,7 @@ def test_searches_choose_what_the_equations_choose(
     assert generated(model, beam, longest) == expected
 
 
+@pytest.mark.slow
 @needs_fairseq
 @torch.no_grad()
 @pytest.mark.parametrize("layout", ["args", "old"])
@@ -213,6 +214,7 @@ def test_fairseq_itself_agrees(tmp_path: Path, case: str, layout: str) -> None:
         assert generated(model, beam, longest) == expected
 
 
+@pytest.mark.slow
 @needs_fairseq
 @torch.no_grad()
 def test_what_fairseq_builds_and_saves_is_converted(tmp_path: Path) -> None:

@@ -309,6 +309,7 @@ def test_weights_give_what_the_equations_give(tmp_path: Path, case: str) -> None
         assert generated(model, beam) == expected
 
 
+@pytest.mark.slow
 @needs_joey
 @torch.no_grad()
 @pytest.mark.parametrize("case", CASES)
@@ -332,6 +333,7 @@ def test_joeynmt_itself_agrees(tmp_path: Path, case: str) -> None:
         assert generated(model, beam) == [[i for i in row if i != PAD] for row in expected]
 
 
+@pytest.mark.slow
 @needs_joey
 @torch.no_grad()
 def test_what_joeynmt_builds_is_converted(tmp_path: Path) -> None:
@@ -679,6 +681,7 @@ def joeys_text(world: World, side: str) -> tuple[Any, Any]:
     return read, write
 
 
+@pytest.mark.slow
 @needs_joey
 @pytest.mark.parametrize("kind", KINDS, ids=" ".join)
 def test_joeynmt_itself_reads_and_writes_so(tmp_path: Path, kind: tuple[str, str]) -> None:

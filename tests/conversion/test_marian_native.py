@@ -211,6 +211,7 @@ def test_it_computes_what_its_equations_say(name: str, tmp_path: Path) -> None:
         assert not has_ended.all()
 
 
+@pytest.mark.slow
 @needs_marian
 @pytest.mark.parametrize("name", OPTIONS)
 def test_it_computes_what_marian_does(name: str, tmp_path: Path) -> None:
@@ -236,6 +237,7 @@ def test_it_computes_what_marian_does(name: str, tmp_path: Path) -> None:
     assert run_ours(tmp_path / "out", sentences, source, 1) == expected
 
 
+@pytest.mark.slow
 @needs_marian
 def test_what_marian_learnt_is_searched_alike(tmp_path: Path) -> None:
     """A model whose files are Marian's own, with which sentences come to an end."""

@@ -60,10 +60,13 @@ SEARCHES = ((1, 10), (5, 20))
 LIVE = [
     pytest.param(
         toolkit,
-        marks=pytest.mark.skipif(
-            importlib.util.find_spec(package) is None,
-            reason=f"{package} is not installed; its equations are tested all the same",
-        ),
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(
+                importlib.util.find_spec(package) is None,
+                reason=f"{package} is not installed; its equations are tested all the same",
+            ),
+        ],
     )
     for toolkit, package in PACKAGES.items()
 ]

@@ -84,6 +84,7 @@ def test_ids_and_texts_are_those_of_eole(tmp_path: Path, size: int) -> None:
     assert "the ids and texts of the source's own" in found.remarks[-1]
 
 
+@pytest.mark.slow
 def test_the_toolkits_own_transforms_agree(tmp_path: Path) -> None:
     """eole's, and OpenNMT's Tokenizer, which leaves all to SentencePiece in mode none."""
     eole = pytest.importorskip("eole.transforms.tokenize", reason="eole is not installed")

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, MarianMTModel
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
 
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
 from vanilla_transformer.conversion import convert, to_marian
 from vanilla_transformer.conversion.parity import random_batches
 from vanilla_transformer.conversion.to_marian import order
-from vanilla_transformer.tokenization import train_tokenizer
+from vanilla_transformer.tokenization import TwoSidedTokenizer, load_tokenizer, train_tokenizer
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "the paper's": {},
@@ -83,11 +83,58 @@ def test_marian_computes_the_same(name: str, tmp_path: Path) -> None:
                 assert torch.equal(marian.generate(ids, attention_mask=mask, **settings), expected)
 
 
-def test_there_and_back(tmp_path: Path) -> None:
-    save(tmp_path / "model", position_encoding="interleaved", attention_bias=True)
+TEXTS = ["the cat sat on the mat"] * 9, ["die Katze saß auf der Matte"] * 9
+
+
+@pytest.mark.parametrize(
+    ("position_encoding", "limit"), [("interleaved", 1e-5), ("concatenated", 0)]
+)
+def test_there_and_back(position_encoding: str, limit: float, tmp_path: Path) -> None:
+    """Where no dimension changes its place, not even rounding is left."""
+    options = {"vocab_size": 300, "position_encoding": position_encoding, "attention_bias": True}
+    ours = save(tmp_path / "model", **options)
+    tokenizer = train_tokenizer([*TEXTS[0], *TEXTS[1]], 290)
+    tokenizer.save_pretrained(tmp_path / "model")
     list(to_marian(tmp_path / "model", tmp_path / "marian"))
     found = convert(tmp_path / "marian", tmp_path / "back")
     assert found.parity.log_probabilities <= 1e-5
+    assert found.remarks == ()
+    back = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "back").eval()
+    for ids, mask, decoder_ids in random_batches(ours):
+        inputs = {"attention_mask": mask, "decoder_input_ids": decoder_ids}
+        with torch.inference_mode():
+            assert (back(ids, **inputs).logits - ours(ids, **inputs).logits).abs().max() <= limit
+    lines = [*TEXTS[0], *TEXTS[1], "", "Größe </s> 日本"]
+    again = load_tokenizer(tmp_path / "back")
+    assert again(lines)["input_ids"] == tokenizer(lines)["input_ids"]
+    assert again.batch_decode(again(lines)["input_ids"], skip_special_tokens=True) == lines
+
+
+def test_two_tokenizers_come_back(tmp_path: Path) -> None:
+    save(tmp_path / "model", vocab_size=300, decoder_vocab_size=290)
+    both = [train_tokenizer(texts, 270) for texts in TEXTS]
+    TwoSidedTokenizer.join(*both).save_pretrained(tmp_path / "model")
+    list(to_marian(tmp_path / "model", tmp_path / "marian"))
+    convert(tmp_path / "marian", tmp_path / "back")
+    again = load_tokenizer(tmp_path / "back")
+    assert isinstance(again, TwoSidedTokenizer)
+    encoded = again("the cat", text_target="die Katze")
+    assert encoded["input_ids"] == both[0]("the cat")["input_ids"]
+    assert encoded["labels"] == both[1]("die Katze")["input_ids"]
+    assert again.batch_decode([encoded["labels"]], skip_special_tokens=True) == ["die Katze"]
+
+
+def test_a_tokenizer_that_is_missing_is_said_and_a_damaged_one_refused(tmp_path: Path) -> None:
+    save(tmp_path / "model")
+    list(to_marian(tmp_path / "model", tmp_path / "marian"))
+    found = convert(tmp_path / "marian", tmp_path / "back")
+    assert found.remarks == (
+        "No tokenizer: neither source.spm nor tokenizer.json is beside the weights.",
+    )
+    (tmp_path / "marian" / "tokenizer.json").write_text('{"version": ')
+    with pytest.raises(ValueError, match=r"tokenizer.json .* is no whole tokenizer"):
+        convert(tmp_path / "marian", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_it_says_what_marian_does_otherwise(tmp_path: Path) -> None:

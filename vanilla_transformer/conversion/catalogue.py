@@ -35,6 +35,7 @@ class PublishedCheckpoint:
 _CARD = "its card on the Hub"
 _DEEP = "Kasai et al. 2020, arXiv:2006.10369"
 _SCALING = "Ott et al. 2018, arXiv:1806.00187"
+_JOEYNMT = "README of github.com/joeynmt/joeynmt"
 
 CATALOGUE: tuple[PublishedCheckpoint, ...] = (
     PublishedCheckpoint(
@@ -159,6 +160,38 @@ CATALOGUE: tuple[PublishedCheckpoint, ...] = (
             "Ng et al. 2019, arXiv:1907.06616",
         )
         for pair in ("en-de", "de-en", "en-ru", "ru-en")
+    ),
+    *(
+        PublishedCheckpoint(
+            name, "joeynmt", (source, target), "Apache-2.0", architecture, bleu, _JOEYNMT
+        )
+        for name, source, target, architecture, bleu in (
+            ("wmt14_ende", "en", "de", "60.5M parameters", "24.38 newstest2014"),
+            ("wmt14_deen", "de", "en", "60.5M parameters", "30.51 newstest2014"),
+            (
+                "transformer_iwslt14_deen_bpe",
+                "de",
+                "en",
+                "19M parameters",
+                "33.73 lower-cased IWSLT14 test",
+            ),
+            ("transformer_jw300_afen", "af", "en", "46M parameters", "57.70 JW300 test, tok:intl"),
+            ("transformer_jw300_enaf", "en", "af", "24M parameters", "47.31 JW300 test, tok:intl"),
+            (
+                "jparacrawl_enja",
+                "en",
+                "ja",
+                "225M parameters",
+                "17.66 newstest2020, tok:ja-mecab; 14.31 KFTT",
+            ),
+            (
+                "jparacrawl_jaen",
+                "ja",
+                "en",
+                "221M parameters",
+                "14.97 newstest2020, tok:intl; 11.49 KFTT",
+            ),
+        )
     ),
     PublishedCheckpoint(
         "transformer_ende_test",

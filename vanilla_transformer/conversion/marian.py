@@ -15,6 +15,7 @@ import transformers
 from transformers import GenerationConfig, MarianConfig, MarianMTModel
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
+from ..tokenization import TARGET_TOKENIZER, TwoSidedTokenizer, load_tokenizer
 from .pytorch_files import load_pickled, load_safetensors
 from .sentencepiece import marian_tokenizers
 from .sinusoids import recognise_sinusoids
@@ -60,7 +61,9 @@ class MarianFamily(Family):
         "generation_config.json",
         "model.safetensors",
         "pytorch_model.bin",
+        "tokenizer.json",
         "tokenizer_config.json",
+        f"{TARGET_TOKENIZER}/*",
         "vocab.json",
         "target_vocab.json",
         "source.spm",
@@ -140,12 +143,16 @@ class MarianFamily(Family):
     def tokenizers(self, checkpoint: Checkpoint, converted: Converted) -> Tokenizers:
         """Of `source.spm`, `target.spm`, `vocab.json` and, if there are two, `target_vocab.json`.
 
+        Without these, the stock tokenizer that lies there, such as `to_marian` writes.
+
         Raises:
             ValueError: A file is damaged, or what reads SentencePiece models is not installed.
         """
         path = checkpoint.path
-        if path is None or not (path / "source.spm").is_file():
+        if path is None:
             return Tokenizers()
+        if not (path / "source.spm").is_file():
+            return _stock_tokenizers(path)
         vocabularies = [_load_json(path / "vocab.json")] * 2
         if (path / "target_vocab.json").is_file() and not converted.config.share_embeddings:
             vocabularies[1] = _load_json(path / "target_vocab.json")
@@ -299,6 +306,22 @@ def _generation(checkpoint: Checkpoint) -> dict[str, Any]:
     stored = checkpoint.options["generation"] or checkpoint.options["config"]
     found = {name: stored[name] for name in _GENERATION if stored.get(name) is not None}
     return found | {"length_penalty_formula": "power"}
+
+
+def _stock_tokenizers(path: Path) -> Tokenizers:
+    if not (path / "tokenizer.json").is_file():
+        return Tokenizers(
+            remarks=["No tokenizer: neither source.spm nor tokenizer.json is beside the weights."]
+        )
+    try:
+        found = load_tokenizer(path)
+    # A damaged file is of no class of its own in `tokenizers`.
+    except Exception as error:
+        raise ValueError(
+            f"{path / 'tokenizer.json'} and what is beside it is no whole tokenizer; get it again, "
+            "or move it away to convert the model without"
+        ) from error
+    return Tokenizers(found, found.target if isinstance(found, TwoSidedTokenizer) else None)
 
 
 def _load_json(path: Path) -> dict[str, Any]:

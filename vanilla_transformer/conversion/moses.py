@@ -224,7 +224,7 @@ def text(language: str) -> Rules:
             )
         ),
     ]
-    quotes = {'"': '(?:"|[„“]+)', "'": "'", "`": "`"}
+    quotes = {'"': '(?:"|[„“]+)', "'": "'", "`": "`", "``": "``", "''": "''"}
     for mark, quote in quotes.items():
         # The Jones' house: that one neither opens nor closes.
         opens = f"(?<!s ){quote}" if (language, mark) == ("en", "'") else quote
@@ -235,7 +235,7 @@ def text(language: str) -> Rules:
     if language == "en":
         rules.append((rf"(?<=s) (?='{end}(?!{_CLOSED}))", _GONE))
         left.append(rf"'[{alpha}][^ ]*")
-        right.append(f"(?:(?<!s{_GONE})'|{quotes[chr(34)]}|`)(?!{_CLOSED})")
+        right.append(f"(?:(?<!s{_GONE})'|{quotes[chr(34)]}|``?|'')(?!{_CLOSED})")
     else:
         right.append(f"(?:{any_quote})(?!{_CLOSED})")
     stays = "(?!)"

@@ -102,8 +102,20 @@ class _Reference(MarianReference):
 
 
 def _load(source: Path) -> VanillaTransformerForConditionalGeneration:
+    kind = VanillaTransformerForConditionalGeneration
     try:
-        model, found = VanillaTransformerForConditionalGeneration.from_pretrained(
+        stored, _ = VanillaTransformerConfig.get_config_dict(source.expanduser())
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{source} holds no model of this package ({reason})") from error
+    # Before transformers reports every weight of another model.
+    if stored.get("architectures") != [kind.__name__]:
+        raise ValueError(
+            f"{source} holds no model of this package that MarianMT could be: its config.json says "
+            f"architectures={stored.get('architectures')}; give the directory of a {kind.__name__}"
+        )
+    try:
+        model, found = kind.from_pretrained(
             source.expanduser(), dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError) as error:
@@ -113,7 +125,7 @@ def _load(source: Path) -> VanillaTransformerForConditionalGeneration:
     if problems:
         raise ValueError(
             f"{source} is no whole translation model: {problems}; give the directory of a "
-            "VanillaTransformerForConditionalGeneration"
+            f"{kind.__name__}"
         )
     return model.eval()
 
