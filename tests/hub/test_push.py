@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ from vanilla_transformer import (
 )
 from vanilla_transformer.export import hub as export_hub
 from vanilla_transformer.export.hub import check_card, push
+from vanilla_transformer.recipes import RECIPES, write_recipe
 from vanilla_transformer.registration import AUTO_CLASSES
 from vanilla_transformer.tokenization import train_tokenizer
 
@@ -237,7 +239,10 @@ else:
 
 
 def test_datasets(
-    hub: LoopbackHub, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]
+    hub: LoopbackHub,
+    tmp_path: Path,
+    repository: Path,
+    clean_environment: Callable[..., dict[str, str]],
 ) -> None:
     program = """
 import datasets
@@ -251,9 +256,18 @@ for split, rows in {"train": 50, "test": 5, "validation": 5}.items():
     assert len(found) == rows, (split, found)
 streamed = datasets.load_dataset("ada/pairs", split="train", streaming=True)
 print(next(iter(streamed))["translation"]["de"])
+# The card of a run names the commit of its data.
+sys.path.insert(0, {repository!r})
+from vanilla_transformer.data.corpora import load_parallel
+pairs, report = load_parallel("ada/pairs", "en", "de", "train")
+print(pairs[0]["target"], report.corpus, report.revision, sep=", ")
 """
-    assert run(program, clean_environment(), tmp_path).splitlines()[-1] == "eine Katze 0"
-    assert "data/train-00000-of-00001.parquet" in hub.head("ada/pairs", "dataset").files
+    program = program.replace("{repository!r}", repr(str(repository)))
+    first, second = run(program, clean_environment(), tmp_path).splitlines()[-2:]
+    head = hub.head("ada/pairs", "dataset")
+    assert first == "eine Katze 0"
+    assert second == f"eine Katze 0, ada/pairs train, {head.oid}"
+    assert "data/train-00000-of-00001.parquet" in head.files
 
 
 def test_command_line(
@@ -278,6 +292,59 @@ def test_command_line(
     status, lines = call(str(saved), "ada/model", *address)
     assert status == 1
     assert lines[-1].startswith("vanilla-transformer: the Hub does not know the token")
+
+
+@pytest.fixture
+def run_directory(saved: Path, repository: Path, tmp_path: Path) -> Path:
+    """A run, with the results of a real one and a small model, which has no card yet."""
+    name = "multi30k-en-de-hour"
+    kept = repository / "model_cards"
+    directory = tmp_path / "run"
+    shutil.copytree(saved, directory / "model", ignore=shutil.ignore_patterns("README.md"))
+    content = json.loads((kept / f"{name}.json").read_text("utf-8"))
+    (directory / "results.json").write_text(json.dumps(content["results"]), "utf-8")
+    shutil.copy(kept / f"{name}.jsonl", directory / "training_log.jsonl")
+    shutil.copy(kept / f"{name}.png", directory / "training.png")
+    write_recipe(
+        dataclasses.replace(RECIPES[name], corpus="multi30k_tok"), directory / "recipe.json"
+    )
+    return directory
+
+
+def test_a_run_is_pushed_with_its_card(
+    online: LoopbackHub,
+    run_directory: Path,
+    tmp_path: Path,
+    clean_environment: Callable[..., dict[str, str]],
+) -> None:
+    before = contents(run_directory)
+    # Without the owner, who is whoever the token is of.
+    push(run_directory, "small")
+    head = online.head("ada/small")
+    own = {f"multi30k-en-de-hour.{kind}" for kind in ("json", "jsonl", "png")}
+    assert own | CODE | {"README.md", "model.safetensors"} <= set(head.files)
+    assert contents(run_directory) == before
+    info = HfApi(endpoint=online.endpoint, token=ADA).model_info("ada/small")
+    [bleu] = [
+        result for result in info.card_data.eval_results
+        if (result.metric_type, result.dataset_split) == ("bleu", "test_2016_flickr")
+    ]  # fmt: skip
+    assert bleu.metric_value == 36.97
+    assert bleu.metric_args["signature"].startswith("nrefs:1|case:lc")
+    card = online.store.content(head.files["README.md"]).decode()
+    snippet = card.partition("```python\n")[2].partition("```")[0]
+    assert 'model="ada/small", trust_remote_code=True' in snippet
+    assert run(snippet, clean_environment(), tmp_path).startswith("[{'translation_text': ")
+
+
+def test_a_run_whose_card_cannot_be_rendered(online: LoopbackHub, run_directory: Path) -> None:
+    (run_directory / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"the card of .* cannot be rendered .*write one yourself"):
+        push(run_directory, "ada/model")
+    (run_directory / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"has no results\.json: finish the run with --resume"):
+        push(run_directory, "ada/model")
+    assert online.requests == []
 
 
 # ----------------------------------------------------------------------------- what is refused

@@ -92,7 +92,7 @@ def load_parallel(
         remedy = "; for plain text give two files, source and target"
         origin = readers.from_files([path], readers.READERS, remedy)
 
-    report = CorpusReport(origin.name)
+    report = CorpusReport(origin.name, revision=origin.revision)
     pairs = partial(_usable_pairs, origin, source_lang, target_lang, limit, report)
     if streaming:
         return IterableDataset.from_generator(pairs, features=_FEATURES), report

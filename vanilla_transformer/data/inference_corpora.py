@@ -161,7 +161,7 @@ def load_inference(
         origin, own_names = _local(Path(corpus).expanduser(), split)
 
     names = _names_of_numbers(origin.name, own_names, label_names)
-    report = InferenceReport(origin.name)
+    report = InferenceReport(origin.name, revision=origin.revision)
     kept: list[dict[str, Any]] = []
     for where, number, row in origin.records():
         report.read += 1

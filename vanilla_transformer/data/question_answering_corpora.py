@@ -168,7 +168,7 @@ def load_question_answering(
     else:
         origin = readers.from_files(readers.find_split_files(path, split, _READERS), _READERS)
 
-    report = QuestionsReport(origin.name)
+    report = QuestionsReport(origin.name, revision=origin.revision)
     examples = partial(_usable_examples, origin, limit, keep_unanswered, report)
     identity = ("question answering", _READER_VERSION, origin.identity, limit, keep_unanswered)
     return readers.memory_map(examples, identity, cache_dir, report, _FEATURES)

@@ -38,13 +38,14 @@ class CorpusReport:
     """What was read of a corpus, what was kept, and why the rest was skipped.
 
     For streamed data the counts are those of the latest pass in this process, filled in as it
-    is consumed.
+    is consumed. `revision` is the commit of a corpus on the Hub.
     """
 
     corpus: str
     read: int = 0
     kept: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    revision: str | None = None
 
 
 Report = TypeVar("Report", bound=CorpusReport)
@@ -60,6 +61,7 @@ class Origin:
     name: str
     records: Callable[[], Iterator[Record]]
     identity: tuple[object, ...]
+    revision: str | None = None
 
 
 # What loaders are asked
@@ -173,7 +175,19 @@ def load_from_hub(
 def from_dataset(name: str, dataset: Dataset | IterableDataset) -> Origin:
     """Rows of a data set of `datasets`."""
     records = partial(_dataset_rows, name, dataset)
-    return Origin(name, records, (name, getattr(dataset, "_fingerprint", None)))
+    identity = (name, getattr(dataset, "_fingerprint", None))
+    return Origin(name, records, identity, _hub_commit(dataset))
+
+
+def _hub_commit(dataset: Dataset | IterableDataset) -> str | None:
+    """The commit of the Hub that a data set was read at; None of others, and of a stream.
+
+    `datasets` says it nowhere but in the folder of its cache.
+    """
+    files = dataset.cache_files if isinstance(dataset, Dataset) else []
+    folders = {Path(file["filename"]).parent.name for file in files}
+    commits = [name for name in folders if re.fullmatch(r"[0-9a-f]{40}", name)]
+    return commits[0] if len(commits) == 1 else None
 
 
 def _dataset_rows(name: str, dataset: Dataset | IterableDataset) -> Iterator[Record]:
@@ -408,4 +422,6 @@ def memory_map(
             os.replace(counts, report_file)
             os.replace(written, arrow_file)
     counted = type(report)(**json.loads(report_file.read_text(encoding="utf-8")))
+    # Another commit may have the same rows.
+    counted.revision = report.revision
     return Dataset.from_file(str(arrow_file)), counted
