@@ -9,8 +9,48 @@ from vanilla_transformer.conversion import moses
 
 sacremoses = pytest.importorskip("sacremoses", reason="sacremoses, of the extra conversion")
 
-WORDS = """` `` '' ' " | &#124; &bar; „ “ ” ‚ ‘ a s s" word . , ! ) ( [ ] &#91; &quot; &apos; 's n't
-@-@ - % $ 1 « » &amp; &amp;quot; 日 本""".split()
+WORDS = [
+    "`",
+    "``",
+    "''",
+    "'",
+    '"',
+    "|",
+    "&#124;",
+    "&bar;",
+    "„",
+    "“",
+    "”",
+    "‚",
+    "‘",
+    "a",
+    "s",
+    's"',
+    "word",
+    ".",
+    ",",
+    "!",
+    ")",
+    "(",
+    "[",
+    "]",
+    "&#91;",
+    "&quot;",
+    "&apos;",
+    "'s",
+    "n't",
+    "@-@",
+    "-",
+    "%",
+    "$",
+    "1",
+    "«",
+    "»",
+    "&amp;",
+    "&amp;quot;",
+    "日",
+    "本",
+]
 
 
 @pytest.mark.parametrize("language", ["en", "de", "fr", "ru"])
