@@ -10,6 +10,7 @@ dialogue (Thoppilan et al. 2022, "LaMDA"). Both run through the package's own tr
 
 import dataclasses
 import itertools
+import json
 import math
 import tempfile
 import time
@@ -62,7 +63,7 @@ class Size:
         labelled_pairs, dialogues: To fine-tune on; a dialogue has three questions.
         tested_pairs, tested_dialogues: Of unseen combinations, to measure on.
         vocab_size, width, layers: Of the models.
-        pretraining, finetuning: Updates.
+        pretraining, finetuning: Updates; those of the former a multiple of those of the latter.
         tokens: Of an update, padding included.
         peak: Of the learning rate.
     """
@@ -76,7 +77,7 @@ class Size:
     vocab_size: int = 600
     width: int = 64
     layers: int = 3
-    pretraining: int = 1000
+    pretraining: int = 900
     finetuning: int = 300
     tokens: int = 1024
     peak: float = 2e-3
@@ -319,8 +320,8 @@ def configuration(
 
 
 def settings_of(size: Size, updates: int, seed: int, monitor: str) -> TrainingSettings:
-    """A run without validations on its way."""
-    warmup = max(1, updates // 8)
+    """A run that is measured whenever fine-tuning would end."""
+    warmup = max(1, size.finetuning // 8)
     return TrainingSettings(
         updates=updates,
         warmup=warmup,
@@ -328,7 +329,7 @@ def settings_of(size: Size, updates: int, seed: int, monitor: str) -> TrainingSe
         max_source_tokens=size.tokens,
         max_target_tokens=size.tokens,
         max_gradient_norm=1.0,
-        validate_every=updates,
+        validate_every=size.finetuning,
         checkpoint_every=updates,
         average_last=1,
         log_every=max(1, updates // 10),
@@ -422,28 +423,28 @@ def run_half(
     found: dict[str, Any] = {
         "seed": seed,
         "parameters": parameters,
-        "text": {"seconds": first.seconds, **first.validation},
-        "starts": {},
+        "text": first.validation,
     }
-    for start in STARTS:
-        updates = size.finetuning
-        if start == "pre-trained":
-            # Loaded as any model is: the head that does not belong is left out.
-            torch.manual_seed(seed)
-            path = directory / "text" / "model"
-            model = half.fine_tuned.from_pretrained(path, **half.options)
-        else:
-            model = fresh(half.fine_tuned, **half.options)
-            # As many updates as pre-training and fine-tuning together have.
-            updates += size.pretraining if start == "scratch, longer" else 0
+
+    def learn(model: PreTrainedModel, updates: int, name: str) -> list[dict[str, float]]:
+        """Scores after every so many updates as fine-tuning has."""
         settings = settings_of(size, updates, seed, half.task.metrics[0])
-        where = directory / start.replace(", ", "-")
-        result = train(model, tokenizer, half.task, half.examples, where, settings)
-        found["starts"][start] = {
-            "updates": updates,
-            "seconds": result.seconds,
-            **result.validation,
-        }
+        train(model, tokenizer, half.task, half.examples, directory / name, settings)
+        lines = (directory / name / "training_log.jsonl").read_text("utf-8").splitlines()
+        entries = [entry for entry in map(json.loads, lines) if entry["kind"] == "validation"]
+        names = ("update", "loss", *half.task.metrics)
+        return [{name: entry[name] for name in names if name in entry} for entry in entries]
+
+    # As many updates as pre-training and fine-tuning together; on its way it is where fine-tuning
+    # ends, since the rate does not depend on how long a run will be.
+    scratch = fresh(half.fine_tuned, **half.options)
+    curve = learn(scratch, size.pretraining + size.finetuning, "scratch")
+    # Loaded as any model is: the head that does not belong is left out.
+    torch.manual_seed(seed)
+    model = half.fine_tuned.from_pretrained(directory / "text" / "model", **half.options)
+    tuned = learn(model, size.finetuning, "pre-trained")
+    found["curve"] = curve
+    found["starts"] = dict(zip(STARTS, (curve[0], curve[-1], tuned[-1]), strict=True))
     return found, model
 
 
@@ -487,6 +488,7 @@ def main() -> None:
     examples: dict[str, Any] = {}
     for seed in range(1, seeds + 1):
         for name, half in both.items():
+            print(f"{name}, seed {seed}", flush=True)
             with tempfile.TemporaryDirectory() as directory:
                 row, model = run_half(half, material, size, seed, Path(directory))
                 found[name].append(row)
@@ -495,13 +497,14 @@ def main() -> None:
                     text = half.language_model.from_pretrained(Path(directory) / "text" / "model")
                     # Those of the last seed are kept.
                     examples = examples_of({"text": text, "dialogue": model}, material)
-    raw = {
-        "size": dataclasses.asdict(size),
-        "seeds": seeds,
-        "halves": found,
-        "examples": examples,
-    }
-    publish(finding(raw), options.output, time.perf_counter() - begin)
+        # After each seed, so that a run that is stopped leaves what it has.
+        raw = {
+            "size": dataclasses.asdict(size),
+            "seeds": seed,
+            "halves": found,
+            "examples": examples,
+        }
+        publish(finding(raw), options.output, time.perf_counter() - begin)
 
 
 SCORES = {"encoder": ("accuracy", "accuracy (%)"), "decoder": ("exact_match", "exact match (%)")}
@@ -517,21 +520,32 @@ def finding(raw: dict[str, Any]) -> Finding:
     def text(half: str, score: str) -> list[float]:
         return [row["text"][score] for row in rows[half]]
 
-    figure = Figure(figsize=(9, 4))
+    figure = Figure(figsize=(10, 4))
     for axes, half in zip(figure.subplots(1, 2), NAMES, strict=True):
         score, label = SCORES[half]
-        for place, start in enumerate(STARTS):
-            values = of(half, start, score)
-            axes.bar(place, sum(values) / len(values), 0.6, color=f"C{place}", alpha=0.8)
-            axes.plot([place] * len(values), values, "k.", ms=5)
-        updates = [rows[half][0]["starts"][start]["updates"] for start in STARTS]
-        ticks = [f"{start}\n{count} updates" for start, count in zip(STARTS, updates, strict=True)]
-        axes.set_xticks(range(len(STARTS)), ticks, fontsize=8)
-        axes.set(title=NAMES[half].capitalize(), ylabel=label, ylim=(0, 100))
-        axes.grid(alpha=0.3, axis="y")
+        curves = [row["curve"] for row in rows[half]]
+        updates = [point["update"] for point in curves[0]]
+        for curve in curves:
+            axes.plot(updates, [point[score] for point in curve], "C0.", ms=5)
+        means = [sum(points) / len(points) for points in zip(
+            *([point[score] for point in curve] for curve in curves), strict=True)]  # fmt: skip
+        axes.plot(updates, means, "C0-", label="from scratch")
+        tuned = of(half, "pre-trained", score)
+        for place, filled, when in (
+            (size["finetuning"], "C1", "its own updates"),
+            (size["pretraining"] + size["finetuning"], "none", "pre-training counted"),
+        ):
+            axes.plot(
+                [place] * len(tuned), tuned, "D", color="C1", markerfacecolor=filled, ms=6,
+                label=f"pre-trained, {when}",
+            )  # fmt: skip
+        axes.set(title=NAMES[half].capitalize(), xlabel="updates", ylabel=label)
+        axes.set_ylim(0, 100)
+        axes.grid(alpha=0.3)
     # A class of three is guessed a third of the time.
     figure.axes[0].axhline(100 / len(LABELS), color="black", ls=":", lw=1, label="chance")
-    figure.axes[0].legend(fontsize=8)
+    for axes in figure.axes:
+        axes.legend(fontsize=8, loc="upper left")
     figure.tight_layout()
 
     def shown(half: str, score: str, digits: int) -> list[str]:

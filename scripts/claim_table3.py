@@ -172,8 +172,9 @@ def main() -> None:
         for row in rows:
             found.append(measure(corpus, row, budget, seed, options.device))
             print(found[-1], flush=True)
-    raw = {"budget": dataclasses.asdict(budget), "rows": rows, "runs": found}
-    publish(finding(raw), options.output, time.perf_counter() - begin)
+        # After each seed, so that a run that is stopped leaves what it has.
+        raw = {"budget": dataclasses.asdict(budget), "rows": rows, "runs": found}
+        publish(finding(raw), options.output, time.perf_counter() - begin)
 
 
 def against_base(raw: dict[str, Any], row: str, score: str) -> list[float]:
