@@ -9,48 +9,13 @@ from vanilla_transformer.conversion import moses
 
 sacremoses = pytest.importorskip("sacremoses", reason="sacremoses, of the extra conversion")
 
+# fmt: off
 WORDS = [
-    "`",
-    "``",
-    "''",
-    "'",
-    '"',
-    "|",
-    "&#124;",
-    "&bar;",
-    "„",
-    "“",
-    "”",
-    "‚",
-    "‘",
-    "a",
-    "s",
-    's"',
-    "word",
-    ".",
-    ",",
-    "!",
-    ")",
-    "(",
-    "[",
-    "]",
-    "&#91;",
-    "&quot;",
-    "&apos;",
-    "'s",
-    "n't",
-    "@-@",
-    "-",
-    "%",
-    "$",
-    "1",
-    "«",
-    "»",
-    "&amp;",
-    "&amp;quot;",
-    "日",
-    "本",
+    "`", "``", "''", "'", '"', "|", "&#124;", "&bar;", "„", "“", "”", "‚", "‘", "a", "s", 's"',
+    "word", ".", ",", "!", ")", "(", "[", "]", "&#91;", "&quot;", "&apos;", "'s", "n't", "@-@",
+    "-", "%", "$", "1", "«", "»", "&amp;", "&amp;quot;", "日", "本",
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize("language", ["en", "de", "fr", "ru"])
