@@ -135,7 +135,7 @@ def entries(path: Path) -> list[str]:
 
 
 def test_a_checkpoint_is_converted_proved_and_written(
-    toy: Toy, source: Path, tmp_path: Path
+    toy: Toy, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy.tokenizers_given = Tokenizers(train_tokenizer(TEXTS[0], 270))
     lines: list[str] = []
@@ -160,7 +160,15 @@ def test_a_checkpoint_is_converted_proved_and_written(
     assert type(model) is VanillaTransformerForConditionalGeneration
     assert model.generation_config.num_beams == 3
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
-    assert str(found.parity) in card
+    parity = found.parity
+    row = f"| {parity.reference} | {parity.sentences} | {parity.encoder:.1e} |"
+    assert f"{row} {parity.log_probabilities:.1e} | 100.00 % |" in card
+    # As a reader would run it, beside the directory.
+    monkeypatch.chdir(tmp_path)
+    snippet = card.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(compile(snippet, "card", "exec"), names)
+    assert len(names["outputs"]) == 1
     assert "- A remark of the toy." in card
     # Where it was is nobody's business.
     assert str(tmp_path) not in card

@@ -25,6 +25,9 @@ from .weights import build_model
 
 logger = logging.getLogger(__package__)
 
+# A card's, by the language of the source.
+_EXAMPLES = {"en": "A dog runs on the grass.", "de": "Ein Hund läuft über das Gras."}
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -203,4 +206,5 @@ def _card(
         source=Path(source).name if Path(source).exists() else source,
         published=published,
         target_folder=TARGET_TOKENIZER,
+        examples=_EXAMPLES,
     )
