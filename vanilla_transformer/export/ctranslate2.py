@@ -38,7 +38,7 @@ from ..modeling_vanilla_transformer import (
     sinusoidal_positions,
 )
 from .procedure import Export, require, write_export
-from .translator import ExportedTranslator
+from .translator import ExportedTranslator, reading
 
 logger = logging.getLogger(__package__)
 
@@ -308,30 +308,49 @@ class CTranslate2Translator(ExportedTranslator):
         threads: int = 0,
     ):
         super().__init__(directory)
+        library = require("ctranslate2")
         check_generation(self.generation_config)
+        config = self.generation_config
+        for name in ("min_new_tokens", "max_new_tokens", "max_length"):
+            value = getattr(config, name)
+            if value is not None and (type(value) is not int or value < 0):
+                raise ValueError(
+                    f"{name} ({value!r}) in generation_config.json of {self.directory} must be a "
+                    "number of tokens"
+                )
         self.source_tokens, self.target_tokens = (
             read_vocabulary(self.directory, side) for side in ("source", "target")
         )
+        target = getattr(self.tokenizer, "target", self.tokenizer)
+        for side, tokens, tokenizer in (
+            ("source", self.source_tokens, self.tokenizer),
+            ("target", self.target_tokens, target),
+        ):
+            if len(tokens) < len(tokenizer) or tokens != vocabulary(tokenizer, len(tokens)):
+                raise ValueError(
+                    f"the {side} vocabulary of {self.directory} is not that of the tokenizer "
+                    "beside it; export the model again"
+                )
         self.target_ids = {token: i for i, token in enumerate(self.target_tokens)}
-        config = self.generation_config
-        suppressed = [[i] for i in config.suppress_tokens or []] + (config.bad_words_ids or [])
-        self.arguments = {
-            "suppress_sequences": [[self.target_tokens[i] for i in ids] for ids in suppressed]
-            or None,
-            "min_decoding_length": config.min_new_tokens or 0,
-        }
+        with reading(self.directory):
+            suppressed = [[i] for i in config.suppress_tokens or []] + (config.bad_words_ids or [])
+            self.arguments = {
+                "suppress_sequences": [[self.target_tokens[i] for i in ids] for ids in suppressed]
+                or None,
+                "min_decoding_length": config.min_new_tokens or 0,
+            }
         # As in `generate`, it goes before the limit over the source.
         self.max_new_tokens = config.max_new_tokens
         if config.max_length is not None and self.max_new_tokens is None:
             self.max_new_tokens = max(1, config.max_length - 1)
-        library = require("ctranslate2")
         if compute_type == "default" and self.record.get("precision") == "float16":
             # What CTranslate2 falls back on too, but with a warning each time.
             can = "float16" in library.get_supported_compute_types(device)
             compute_type = "float16" if can else "float32"
-        self.translator = library.Translator(
-            str(self.directory), device=device, compute_type=compute_type, intra_threads=threads
-        )
+        with reading(self.directory):
+            self.translator = library.Translator(
+                str(self.directory), device=device, compute_type=compute_type, intra_threads=threads
+            )
 
     def generate(self, sources: Sequence[Sequence[int]], **arguments: Any) -> list[list[int]]:
         """See `ExportedTranslator`, and the module's docstring for what is exact."""
@@ -406,7 +425,10 @@ def read_vocabulary(directory: Path, side: str) -> list[str]:
     for name in ("shared", side):
         path = directory / f"{name}_vocabulary.json"
         if path.exists():
-            tokens: list[str] = json.loads(path.read_text("utf-8"))
+            with reading(directory):
+                tokens = json.loads(path.read_text("utf-8"))
+            if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+                raise ValueError(f"{path} must hold a list of tokens; export the model again")
             return tokens
     raise ValueError(
         f"{directory} holds no {side}_vocabulary.json; give a directory that export has written"

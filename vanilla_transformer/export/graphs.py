@@ -14,6 +14,7 @@ right of the source, and nowhere in the target.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ from ..modeling_vanilla_transformer import (
     VanillaTransformerDecoderLayer,
     VanillaTransformerForConditionalGeneration,
 )
-from .translator import ExportedTranslator, without_limit
+from .translator import ExportedTranslator, reading, without_limit
 
 ENCODER, DECODER = "encoder", "decoder"
 
@@ -198,11 +199,31 @@ class GraphTranslator(ExportedTranslator, ABC):
 
     def __init__(self, directory: str | Path):
         super().__init__(directory)
-        self.config = VanillaTransformerConfig.from_pretrained(self.directory)
-        # Without weights it still knows how to search.
-        with torch.device("meta"):
-            self.plan = VanillaTransformerForConditionalGeneration(self.config)
-        self.num_layers = self.config.num_decoder_layers
+        with reading(self.directory):
+            self.config = VanillaTransformerConfig.from_pretrained(self.directory)
+            few = copy.deepcopy(self.config)
+            few.num_encoder_layers = few.num_decoder_layers = 1
+            # Without weights, and with one layer of as many as a file may say, it still knows how
+            # to search.
+            with torch.device("meta"):
+                self.plan = VanillaTransformerForConditionalGeneration(few)
+
+    def check_inputs(self, count: int) -> None:
+        """Refuses a decoder that is not of the configuration beside it.
+
+        Args:
+            count: Tensors that the decoder reads.
+
+        Raises:
+            ValueError: The configuration has another number of layers.
+        """
+        layers = self.config.num_decoder_layers
+        # Tokens and mask; keys and values of the source and of the past for each layer.
+        if count != 2 + 4 * layers:
+            raise ValueError(
+                f"num_decoder_layers ({layers}) in config.json of {self.directory} must be "
+                f"{(count - 2) // 4}, as the decoder beside it has; export the model again"
+            )
 
     @abstractmethod
     def encode(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:

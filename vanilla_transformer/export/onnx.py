@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 from .graphs import DECODER, ENCODER, GraphTranslator, tensor_names, write_graphs
 from .procedure import Export, require, write_export
+from .translator import reading
 
 logger = logging.getLogger(__package__)
 
@@ -121,16 +122,20 @@ class OnnxTranslator(GraphTranslator):
         runtime = require("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
-        self.sessions = {
-            name: runtime.InferenceSession(
-                str(self.directory / f"{name}.onnx"), options, providers=list(providers)
-            )
-            for name in (ENCODER, DECODER)
-        }
+        # What it would print of a broken file is in the error.
+        options.log_severity_level = 4
+        with reading(self.directory):
+            self.sessions = {
+                name: runtime.InferenceSession(
+                    str(self.directory / f"{name}.onnx"), options, providers=list(providers)
+                )
+                for name in (ENCODER, DECODER)
+            }
         self.inputs = {
             name: [entry.name for entry in session.get_inputs()]
             for name, session in self.sessions.items()
         }
+        self.check_inputs(len(self.inputs[DECODER]))
 
     def encode(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """See `GraphTranslator`."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 from .graphs import DECODER, ENCODER, GraphTranslator, write_graphs
 from .procedure import Export, write_export
+from .translator import reading
 
 logger = logging.getLogger(__package__)
 
@@ -70,10 +71,13 @@ class TorchTranslator(GraphTranslator):
 
     def __init__(self, directory: str | Path):
         super().__init__(directory)
-        self.programs = {
-            name: torch.export.load(self.directory / f"{name}.pt2").module()
-            for name in (ENCODER, DECODER)
-        }
+        with reading(self.directory):
+            loaded = {
+                name: torch.export.load(self.directory / f"{name}.pt2")
+                for name in (ENCODER, DECODER)
+            }
+            self.programs = {name: program.module() for name, program in loaded.items()}
+        self.check_inputs(len(loaded[DECODER].graph_signature.user_inputs))
 
     def encode(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """See `GraphTranslator`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import json
 import logging
 from abc import ABC, abstractmethod
@@ -12,13 +14,34 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from ..generation import DecodingSettings
+from ..generation import DecodingSettings, TranslationReport
 from ..tokenization import load_tokenizer
 
 logger = logging.getLogger(__package__)
 
 RECORD = "export.json"
 """Beside every exported model: how it was made, and how far it agrees with the model itself."""
+
+
+@contextlib.contextmanager
+def reading(directory: Path) -> Iterator[None]:
+    """Around what opens an export: whatever a library says of its files becomes a ValueError.
+
+    Raises:
+        ValueError: A file is missing, cut short or edited into something else.
+    """
+    try:
+        yield
+    except ValueError as error:
+        # Some library's; or this package's, of a generation config or of a tokenizer.
+        raise ValueError(f"{directory} holds no whole export: {error}") from error
+    except Exception as error:
+        # onnxruntime, CTranslate2 and torch each raise classes of their own, of no common base.
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{directory} holds no whole export ({type(error).__name__}: {reason}); export the "
+            "model again"
+        ) from error
 
 
 class ExportedTranslator(ABC):
@@ -41,14 +64,21 @@ class ExportedTranslator(ABC):
         try:
             self.record: dict[str, Any] = json.loads(path.read_text("utf-8"))
             self.max_positions: int | None = self.record["max_positions"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"{path} cannot be read ({error}); give a directory that an export has written"
             ) from error
-        self.max_source_tokens = min(1024, self.max_positions or 1024)
-        self.tokenizer = load_tokenizer(self.directory)
-        self.generation_config = GenerationConfig.from_pretrained(self.directory)
-        self.decoding = DecodingSettings.of_model(self.generation_config)
+        last = self.max_positions
+        if last is not None and (type(last) is not int or last < 1):
+            raise ValueError(
+                f"max_positions ({last!r}) of {path} must be null or a number from 1; export the "
+                "model again"
+            )
+        self.max_source_tokens = min(1024, last or 1024)
+        with reading(self.directory):
+            self.tokenizer = load_tokenizer(self.directory)
+            self.generation_config = GenerationConfig.from_pretrained(self.directory)
+            self.decoding = DecodingSettings.of_model(self.generation_config)
 
     @abstractmethod
     def generate(self, sources: Sequence[Sequence[int]], **arguments: Any) -> list[list[int]]:
@@ -82,6 +112,32 @@ class ExportedTranslator(ABC):
         Raises:
             ValueError: A search that this format does not have.
         """
+        return list(self.stream(lines, decoding, max_batch_tokens=max_batch_tokens))
+
+    def stream(
+        self,
+        lines: Iterable[str],
+        decoding: DecodingSettings | None = None,
+        *,
+        max_batch_tokens: int = 4096,
+        max_source_tokens: int = 1024,
+        window: int = 4096,
+        report: TranslationReport | None = None,
+    ) -> Iterator[str]:
+        """`translate` for any number of lines, in bounded memory, as `generation.translate` does.
+
+        Args:
+            lines: See `translate`.
+            decoding: See `translate`.
+            max_batch_tokens: See `translate`.
+            max_source_tokens: A longer line is left out, as one that the export has no positions
+                for.
+            window: Lines read ahead to sort by length; 1 answers each line at once.
+            report: Filled in on the way.
+
+        Raises:
+            ValueError: A search that this format does not have; `window` is below 1.
+        """
         decoding = self.decoding if decoding is None else decoding
         if decoding.num_hypotheses > 1 or decoding.do_sample:
             raise ValueError(
@@ -89,25 +145,33 @@ class ExportedTranslator(ABC):
                 f"({decoding.num_hypotheses}) must be 1 and do_sample ({decoding.do_sample}) "
                 "False; use the model itself for more"
             )
-        texts = [line.strip() for line in lines]
-        translations = [""] * len(texts)
-        sources = {}
-        for i, ids in enumerate(self.tokenizer(texts, verbose=False)["input_ids"]):
-            if len(ids) > self.max_source_tokens:
-                logger.warning(
-                    "line %d is left untranslated: %d tokens exceed %d",
-                    i + 1,
-                    len(ids),
-                    self.max_source_tokens,
-                )
-            elif texts[i]:
-                sources[i] = ids
+        if window < 1:
+            raise ValueError(f"window ({window}) must be at least 1 line")
+        report = TranslationReport() if report is None else report
+        longest = min(max_source_tokens, self.max_source_tokens)
         arguments = decoding.generation_arguments()
-        for batch in sorted_batches(sources, max_batch_tokens):
-            found = self.generate([sources[i] for i in batch], **arguments)
-            for i, ids in zip(batch, found, strict=True):
-                translations[i] = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return translations
+        rest = iter(lines)
+        while block := list(itertools.islice(rest, window)):
+            texts = [line.strip() for line in block]
+            translations = [""] * len(texts)
+            sources = {}
+            for i, ids in enumerate(self.tokenizer(texts, verbose=False)["input_ids"]):
+                if not texts[i]:
+                    report.empty += 1
+                elif len(ids) > longest:
+                    number = report.lines + i + 1
+                    report.skipped[number] = f"{len(ids)} tokens exceed {longest}"
+                    logger.warning(
+                        "line %d is left untranslated: %s", number, report.skipped[number]
+                    )
+                else:
+                    sources[i] = ids
+            for batch in sorted_batches(sources, max_batch_tokens):
+                found = self.generate([sources[i] for i in batch], **arguments)
+                for i, ids in zip(batch, found, strict=True):
+                    translations[i] = self.tokenizer.decode(ids, skip_special_tokens=True)
+            report.lines += len(block)
+            yield from translations
 
 
 def without_limit(config: GenerationConfig) -> GenerationConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextClassificationPipeline
 
-from ..export.ctranslate2 import CTranslate2Translator
-from ..export.onnx import OnnxTranslator
-from ..export.torch_export import TorchTranslator
-from ..export.translator import RECORD, ExportedTranslator
+from ..export.opening import is_export, open_export
+from ..export.translator import ExportedTranslator
 from ..generation import DecodingSettings, Hypothesis, translate
 from ..generation.weights import Precision
 from ..inspection.attention import MAX_TOKENS, examples_page, explain
@@ -81,9 +78,9 @@ def load_engines(
             )
         engines[task] = engine
 
-    exported = [model for model in models if (Path(model).expanduser() / RECORD).is_file()]
+    exported = [model for model in models if is_export(model)]
     for path in exported:
-        add("translation", _exported_translation(_shown(path), _open_export(path)))
+        add("translation", _exported_translation(_shown(path), open_export(path)))
     for path in models:
         if path in exported:
             continue
@@ -137,24 +134,6 @@ def _translation(
         decoding=DecodingSettings.of_model(model.generation_config),
         max_hypotheses=16,
     )
-
-
-def _open_export(directory: str | Path) -> ExportedTranslator:
-    """An exported model, whatever runs it."""
-    path = Path(directory).expanduser() / RECORD
-    classes = {
-        "ctranslate2": CTranslate2Translator,
-        "onnx": OnnxTranslator,
-        "torch": TorchTranslator,
-    }
-    try:
-        name = json.loads(path.read_text("utf-8"))["format"]
-        found = classes[name]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} names no format of {', '.join(classes)} ({error}); export the model again"
-        ) from error
-    return found(directory)
 
 
 def _exported_translation(name: str, translator: ExportedTranslator) -> Engine:
