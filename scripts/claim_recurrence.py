@@ -498,20 +498,35 @@ def finding(raw: dict[str, Any]) -> Finding:
         some = [r["accuracy"] for r in raw["puzzles"] if (r["puzzle"], r["kind"]) == (puzzle, kind)]
         return [list(column) for column in zip(*some, strict=True)]
 
-    figure = Figure(figsize=(13, 4))
-    speed, *rest = figure.subplots(1, 3)
+    figure = Figure(figsize=(16, 4))
+    longer, wider, *rest = figure.subplots(1, 4)
     for kind in KINDS:
-        rates = [row["tokens_per_second"][kind] for row in by_length]
-        speed.loglog([row["length"] for row in by_length], rates, marker="o", label=kind)
+        for axes, rows, name in ((longer, by_length, "length"), (wider, by_batch, "sentences")):
+            rates = [row["tokens_per_second"][kind] for row in rows]
+            axes.plot([row[name] for row in rows], rates, marker="o", label=kind)
         for axes, puzzle in zip(rest, PUZZLES, strict=True):
-            means = [100 * sum(one) / len(one) for one in accuracies(puzzle, kind)]
-            axes.semilogx(raw["distances"], means, marker="o", label=kind)
-    speed.set(xlabel="length", ylabel="tokens/s in training", title="Speed")
+            found = accuracies(puzzle, kind)
+            means = [100 * sum(one) / len(one) for one in found]
+            line = axes.plot(raw["distances"], means, marker="o", label=kind)[0]
+            for distance, values in zip(raw["distances"], found, strict=True):
+                points = [100 * value for value in values]
+                axes.plot([distance] * len(points), points, ".", ms=4, color=line.get_color())
+    tokens = by_length[0]["sentences"] * by_length[0]["length"]
+    longer.set(xlabel="length", title=f"Training, {tokens:,} tokens a batch")
+    wider.set(xlabel="sentences in a batch", title=f"Training, length {by_batch[0]['length']}")
     for axes, puzzle in zip(rest, PUZZLES, strict=True):
         axes.set(xlabel="distance", ylabel="accuracy (%)", title=puzzle.capitalize(), ylim=(0, 103))
-    for axes in (speed, *rest):
-        axes.legend()
+    ticks = ([row["length"] for row in by_length], [row["sentences"] for row in by_batch])
+    for axes, places in zip(
+        (longer, wider, *rest), (*ticks, raw["distances"], raw["distances"]), strict=True
+    ):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(places, [str(place) for place in places])
         axes.grid(alpha=0.3)
+    for axes in (longer, wider):
+        axes.set(ylabel="tokens/s")
+        axes.set_ylim(bottom=0)
+    longer.legend()
     figure.tight_layout()
 
     def growth(rows: list[dict[str, Any]], kind: str) -> float:
