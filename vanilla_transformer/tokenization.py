@@ -192,12 +192,16 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"{path}: no such directory; check the path")
     name = str(path) if path.exists() else str(path_or_id)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        # Nobody is asked in the middle of a pipe whether to run code: none is run.
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         if not tokenizer.init_kwargs.get(TARGET_TOKENIZER):
             return tokenizer
-        target = AutoTokenizer.from_pretrained(name, subfolder=TARGET_TOKENIZER)
+        target = AutoTokenizer.from_pretrained(
+            name, subfolder=TARGET_TOKENIZER, trust_remote_code=False
+        )
         return TwoSidedTokenizer.join(tokenizer, target)
-    except (OSError, ValueError) as error:
+    # What the tokenizers library raises of a broken file is a bare Exception.
+    except Exception as error:
         if path.is_dir():
             raise ValueError(
                 f"{path} holds no whole tokenizer; save the model's tokenizer there with "

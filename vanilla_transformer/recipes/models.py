@@ -1,5 +1,6 @@
 """Finding and loading trained models, and the machine that a measured figure depends on."""
 
+import json
 import os
 import platform
 from pathlib import Path
@@ -17,7 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..tokenization import load_tokenizer
+from .model_directory import check_weights, read_config
 
 # What a model does.
 Kind = Literal["text", "question_answering", "inference"]
@@ -86,7 +89,8 @@ def load_model(
         kind: What it is to do: write text, point at an answer, or classify pairs of sentences.
 
     Raises:
-        ValueError: There is no model, or one of another kind, or no tokenizer, or no such device.
+        ValueError: There is no model, or one of another kind, or no tokenizer, or no such device;
+            or a directory of this package's that is not whole (`check_weights`).
     """
     name = locate_model(path_or_id)
     found = model_kind(name)
@@ -95,8 +99,13 @@ def load_model(
             f"{path_or_id} is a model for {_KINDS[found][1]}, not for {_KINDS[kind][1]}; give "
             "another model, or train this one for it with --init"
         )
+    if is_own_directory(name):
+        # `from_pretrained` fills in random numbers for what is missing, and takes shards from
+        # anywhere.
+        config = read_config(Path(name))
+        check_weights(Path(name), config, (config.architectures or [""])[0])
     tokenizer = load_tokenizer(name)
-    model: PreTrainedModel = _KINDS[kind][0].from_pretrained(name)
+    model: PreTrainedModel = _KINDS[kind][0].from_pretrained(name, trust_remote_code=False)
     if device is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         device = "cpu" if accelerator is None else accelerator.type
@@ -112,7 +121,13 @@ def model_kind(path_or_id: str | Path) -> Kind:
     Raises:
         ValueError: There is no model, or one with no such head.
     """
-    architectures = AutoConfig.from_pretrained(locate_model(path_or_id)).architectures or [""]
+    name = locate_model(path_or_id)
+    if is_own_directory(name):
+        config = read_config(Path(name))
+    else:
+        # Nor are users asked: they would have to answer in the middle of a pipe.
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    architectures = config.architectures or [""]
     kind = class_kind(architectures[0])
     if kind is not None:
         return kind
@@ -120,6 +135,22 @@ def model_kind(path_or_id: str | Path) -> Kind:
         f"{path_or_id} is a {architectures[0] or 'model of an unnamed class'}, which has no head "
         "for a task; go on from it with train --init"
     )
+
+
+def is_own_directory(name: str) -> bool:
+    """Whether `name` is a directory, not a Hub id, that says to hold a model of this package.
+
+    Raises:
+        ValueError: Its `config.json` cannot be read.
+    """
+    path = Path(name) / "config.json"
+    if not path.is_file():
+        return False
+    try:
+        kind = json.loads(path.read_text("utf-8")).get("model_type")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); it must be a JSON object") from error
+    return bool(kind == VanillaTransformerConfig.model_type)
 
 
 def class_kind(name: str) -> Kind | None:
