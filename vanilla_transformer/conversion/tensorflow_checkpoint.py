@@ -227,6 +227,7 @@ def _varint(raw: bytes, position: int) -> tuple[int, int]:
 def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
     """Numbers and values of a protocol buffer's fields: int, or bytes of what has a length."""
     position = 0
+    value: Any
     while position < len(raw):
         tag, position = _varint(raw, position)
         if tag & 7 == 0:
@@ -403,20 +404,19 @@ def crc32c(data: bytes) -> int:
     The register is linear in what was read, so that parts of equal length can be read side by side
     and put together, and zeros in front of it all change nothing.
     """
-    # What the register starts with is the complement of the first four bytes.
-    start = bytes(byte ^ 255 for byte in data[:4])
     if len(data) < 4:
-        state = np.uint32(0xFFFFFFFF)
+        state = np.full(1, 0xFFFFFFFF, dtype=np.uint32)
         for byte in data:
-            state = _advance_byte(np.array([state ^ np.uint32(byte)], dtype=np.uint32))[0]
-        return int(state) ^ 0xFFFFFFFF
+            state = _advance_byte(state ^ np.uint32(byte))
+        return int(state[0]) ^ 0xFFFFFFFF
     words = -(-len(data) // 4)
     lanes = min(_MAX_LANES, 1 << max(0, words.bit_length() - 8))
     length = -(-words // lanes)
     padded = np.zeros(4 * lanes * length, dtype=np.uint8)
     padded[len(padded) - len(data) :] = np.frombuffer(data, dtype=np.uint8)
     first = len(padded) - len(data)
-    padded[first : first + 4] = np.frombuffer(start, dtype=np.uint8)
+    # What the register starts with is as if the first four bytes were their complements.
+    padded[first : first + 4] ^= 255
     columns = np.ascontiguousarray(padded.view("<u4").reshape(lanes, length).T)
     states = np.zeros(lanes, dtype=np.uint32)
     for column in columns:
