@@ -10,11 +10,12 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PEERS := .peers
 # Read from the constraints, so that the version stands in one place.
 TORCH := $(or $(shell grep '^torch==' constraints.txt),torch)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv check format test test-slow demo clean
+.PHONY: help .venv check format test peers test-slow demo clean
 
 help:  ## List the targets.
 	@grep -E '^[.a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | \
@@ -46,12 +47,24 @@ format: $(INSTALLED)  ## Rewrite the code in the project's format.
 test: $(INSTALLED)  ## The fast tests.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
+peers: $(PEERS)/.installed  ## The sources' own code, which slow tests compare conversions with.
+
+# fairseq comes as source: a C++ compiler builds it. What the packages ask for would bring another
+# torch along; what is needed of it stands in the list.
+$(PEERS)/.installed: tests/peers.txt $(INSTALLED)
+	rm -rf $(PEERS)
+	$(BIN)/python -m pip install --quiet --target $(PEERS) --no-deps --requirement tests/peers.txt
+# JoeyNMT's own tests would hide Python's package of that name.
+	rm -rf $(PEERS)/test
+	@touch $@
+
+# The peers take part once `make peers` has put them there.
 test-slow: $(INSTALLED)  ## The slow tests: minutes each, and those of real data.
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	PYTHONPATH=$(PEERS) $(BIN)/python -m pytest -m slow $(ARGS)
 
 demo: $(INSTALLED)  ## Train, score, translate and draw pictures on the embedded corpus.
 	$(BIN)/python scripts/demo.py
 
 clean:  ## Remove the environment and everything built.
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +

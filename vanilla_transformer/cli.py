@@ -137,6 +137,18 @@ NoAnswerProbabilities = Annotated[
 ]
 
 
+TrainingText = Annotated[
+    Path | None,
+    typer.Option(help="Source side of the training text, a sentence a line, to know rare words."),
+]
+NumWorst = Annotated[int, typer.Option(min=0, help="Sentences to show of each domain.")]
+Json = Annotated[Path | None, typer.Option("--json", help="File to write the scores to.")]
+NumSamples = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of every bootstrap (1000) and of randomisation (10000)."),
+]
+
+
 @app.command()
 def tokenizer(
     context: typer.Context,
@@ -469,7 +481,8 @@ def push(
     """Push a model with its tokenizer, card and code to the Hub, in one commit.
 
     The token is the one that `hf auth login` keeps, or HF_TOKEN. Nothing is sent before all of it
-    is checked; what the card leaves to fill in is refused.
+    is checked; what the card leaves to fill in is refused. A run without a card gets the one that
+    is rendered from its results.
     """
     from .export.hub import push as push_model
 
@@ -573,7 +586,11 @@ def attend(
 
 @app.command()
 def translate(
-    model: Annotated[str, typer.Argument(help="Model directory, run directory or Hub id.")],
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(help="Model directory, run directory, Hub id, or what export has written."),
+    ],
     source: Annotated[
         Path | None, typer.Argument(metavar="[INPUT]", help="Text, a sentence a line. [stdin]")
     ] = None,
@@ -608,10 +625,14 @@ def translate(
 
     from transformers import set_seed
 
-    from .generation import DecodingSettings, TranslationReport
+    from .export.opening import is_export, open_export
+    from .generation import DecodingSettings, Hypothesis, TranslationReport
     from .generation import translate as translate_lines
     from .recipes import load_model
 
+    if is_export(model):
+        no_use = ("n_best", "sample", "temperature", "top_k", "top_p", "seed", "int8", "device")
+        refuse(context, no_use, "an exported model")
     chosen: dict[str, Any] = {
         "num_beams": 1 if sample else beams,
         "length_penalty": alpha,
@@ -626,22 +647,28 @@ def translate(
     report = TranslationReport()
     is_interactive = source is None and sys.stdin.isatty()
     with opened_input(source) as lines, opened_output(output) as file:
-        network, vocabulary = load_model(model, device)
-        decoding = dataclasses.replace(
-            DecodingSettings.of_model(network.generation_config),
-            **{name: value for name, value in chosen.items() if value is not None},
-        )
-        found = translate_lines(
-            network,
-            vocabulary,
-            lines,
-            decoding,
-            max_batch_tokens=batch_tokens,
-            max_source_tokens=max_source_tokens,
-            precision="int8" if int8 else "model",
-            window=window or (1 if is_interactive else 4096),
-            report=report,
-        )
+        given = {name: value for name, value in chosen.items() if value is not None}
+        reading: dict[str, Any] = {
+            "max_batch_tokens": batch_tokens,
+            "max_source_tokens": max_source_tokens,
+            "window": window or (1 if is_interactive else 4096),
+            "report": report,
+        }
+        found: Iterator[list[Hypothesis]]
+        if is_export(model):
+            translator = open_export(model)
+            decoding = dataclasses.replace(translator.decoding, **given)
+            texts = translator.stream(lines, decoding, **reading)
+            found = ([Hypothesis(text, None)] for text in texts)
+        else:
+            network, vocabulary = load_model(model, device)
+            decoding = dataclasses.replace(
+                DecodingSettings.of_model(network.generation_config), **given
+            )
+            precision: Literal["model", "int8"] = "int8" if int8 else "model"
+            found = translate_lines(
+                network, vocabulary, lines, decoding, precision=precision, **reading
+            )
         for number, hypotheses in enumerate(found, start=1):
             for hypothesis in hypotheses:
                 # A line is a sentence: a line break inside a translation would shift all others.
@@ -720,9 +747,16 @@ def evaluate(
         Path | None,
         typer.Option(help="HTML file to look through questions or pairs and their errors in."),
     ] = None,
-    json_output: Annotated[
-        Path | None, typer.Option("--json", help="File to write the scores to.")
+    domains: Annotated[
+        Path | None,
+        typer.Option(
+            help="Translation: the domain of each pair, one a line, to report on each by sentence "
+            "length, rare words and worst sentences."
+        ),
     ] = None,
+    training_text: TrainingText = None,
+    worst: NumWorst = 5,
+    json_output: Json = None,
     precision: Precision = None,
     device: Device = None,
 ) -> None:
@@ -736,6 +770,7 @@ def evaluate(
     Where MODEL is a run or in one, its recipe decides what no option does, [RUN] below: the figures
     are then those of its results.json.
     """
+    from .evaluation.domains import format_domains
     from .recipes import prediction
 
     with ExitStack() as outputs:
@@ -746,6 +781,8 @@ def evaluate(
         if no_answer_threshold is not None and fit_threshold_on is not None:
             raise ValueError("--no-answer-threshold and --fit-threshold-on exclude each other")
         examples, report = read_examples(context, recipe, as_corpus(data))
+        # Before the work as well.
+        breakdown = domain_options(context, examples)
         options: dict[str, Any] = {}
         if hypothesis_only is not None:
             options["hypothesis_only"] = prediction.read_hypotheses(hypothesis_only)
@@ -758,6 +795,8 @@ def evaluate(
         if validation is not None:
             found = found.at_threshold(predict_all(validation).fit_threshold())
         scores = found.score(**options)
+        if breakdown is not None:
+            scores["domains"] = found.by_domain(**breakdown)
         if text_path is not None:
             found.write(text_path)
         if odds_path is not None:
@@ -767,8 +806,173 @@ def evaluate(
         if json_path is not None:
             json_path.write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", "utf-8")
     print(recipe.describe(report.corpus, scores).rstrip("\n"))
+    if breakdown is not None:
+        print("\n" + format_domains(scores["domains"]).rstrip("\n"))
     print(settings, file=sys.stderr)
     print_report(report, recipe.task)
+
+
+@app.command()
+def score(
+    context: typer.Context,
+    references: Annotated[Path, typer.Argument(help="The right translations, one a line.")],
+    systems: Annotated[
+        list[Path],
+        typer.Argument(metavar="SYSTEM...", help="A file of translations; more, to compare."),
+    ],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="bleu, chrf, chrf++, ter, comet, or meteor, which is for English; may be "
+            "repeated. [bleu, chrf and ter]"
+        ),
+    ] = None,
+    lang: Annotated[
+        str | None,
+        typer.Option(
+            help="Language of the translations, such as de: compounds are then split over Moses's "
+            "tokens, as in papers; zh, ja, ko are also cut as sacreBLEU does it."
+        ),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(help="What was translated, for COMET and for the report by length."),
+    ] = None,
+    domains: Annotated[
+        Path | None,
+        typer.Option(help="The domain of each line, for a report on each. [one domain]"),
+    ] = None,
+    training_text: TrainingText = None,
+    worst: NumWorst = 5,
+    comet_model: Annotated[
+        str | None, typer.Option(help="Checkpoint file or Hub id. [Unbabel/wmt22-comet-da]")
+    ] = None,
+    samples: NumSamples = None,
+    json_output: Json = None,
+) -> None:
+    """Score files of translations, and say whether systems differ from the first by chance.
+
+    BLEU stands there by each of its usual conventions, since figures by different ones do not
+    compare. Of several systems there are two p-values, of the paired bootstrap and of approximate
+    randomisation. With --source follows a report by domain, sentence length and rare words.
+    """
+    from .evaluation.domains import Domain, domain_report, format_domains, split_domains
+    from .evaluation.scoring import USUAL_METRICS, format_scores, score_systems
+
+    metrics = metric or USUAL_METRICS
+    if source is None:
+        refuse(context, ("domains", "training_text", "worst"), "no --source")
+    if "comet" not in metrics:
+        refuse(context, ("comet_model",), "no --metric comet")
+    with ExitStack() as outputs:
+        (json_path,) = open_outputs(outputs, json_output)
+        right = read_lines(references)
+        names = [path.name for path in systems]
+        if len(set(names)) < len(names):
+            names = [str(path) for path in systems]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each system must be another file: {', '.join(names)}")
+        texts = {
+            name: read_lines(path, references, len(right))
+            for name, path in zip(names, systems, strict=True)
+        }
+        sources = None if source is None else read_lines(source, references, len(right))
+        labels = ["all"] * len(right)
+        if domains is not None:
+            labels = read_lines(domains, references, len(right))
+        words = count_training_words(training_text)
+        result = score_systems(
+            texts,
+            right,
+            metrics=metrics,
+            language=lang,
+            sources=sources,
+            comet_model=comet_model,
+            num_samples=samples,
+        )
+        print(format_scores(result).rstrip("\n"))
+        if sources is not None:
+            result["domains"] = {
+                name: domain_report(
+                    split_domains(labels, Domain(sources, lines, right)),
+                    training_text=words,
+                    num_worst=worst,
+                    num_resamples=samples or 1000,
+                )
+                for name, lines in texts.items()
+            }
+            for name, report in result["domains"].items():
+                print(f"\n# {name}\n\n{format_domains(report)}".rstrip("\n"))
+        if json_path is not None:
+            json_path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+@app.command()
+def suite(
+    context: typer.Context,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Model or run directories or Hub ids, one for each task; TASK=MODEL for one that "
+            "writes text and is in no run.",
+        ),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK=CORPUS[:SPLIT]",
+            help="Score on this instead, such as translation=FOLDER:test; may be repeated. "
+            "[WMT14 en-de, SQuAD 1.1 and SNLI from the Hub]",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each set; all.")] = None,
+    by_domain: Annotated[
+        bool,
+        typer.Option(
+            "--by-domain",
+            help="Take each set of translations for a domain, and report on it by sentence "
+            "length, rare words and worst sentences.",
+        ),
+    ] = False,
+    training_text: TrainingText = None,
+    worst: NumWorst = 5,
+    samples: NumSamples = None,
+    json_output: Json = None,
+    device: Device = None,
+) -> None:
+    """Score models on the usual sets of translation, questions and inference, in one table."""
+    from .evaluation.domains import format_domains
+    from .recipes.suite import (
+        STANDARD_TEST_SETS,
+        evaluate_suite,
+        format_suite,
+        models_by_task,
+        parse_test_sets,
+    )
+
+    if not by_domain:
+        refuse(context, ("training_text", "worst"), "no --by-domain")
+    with ExitStack() as outputs:
+        (json_path,) = open_outputs(outputs, json_output)
+        sets = STANDARD_TEST_SETS if data is None else parse_test_sets(data)
+        breakdown = None
+        if by_domain:
+            breakdown = {"training_text": count_training_words(training_text), "num_worst": worst}
+        results = evaluate_suite(
+            models_by_task(models),
+            sets,
+            limit=limit,
+            device=device,
+            num_resamples=samples or 1000,
+            breakdown=breakdown,
+        )
+        print(format_suite(results).rstrip("\n"))
+        domains = {name: one["domain"] for name, one in results.items() if "domain" in one}
+        if domains:
+            print("\n" + format_domains(domains).rstrip("\n"))
+        if json_path is not None:
+            json_path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 @app.command()
@@ -965,6 +1169,37 @@ def read_examples(
     )
 
 
+def domain_options(context: typer.Context, examples: Any) -> dict[str, Any] | None:
+    """What the options of `evaluate` say of domains, as `Translations.by_domain` takes it.
+
+    Raises:
+        ValueError: Not one domain for each pair.
+    """
+    given = context.params
+    path = given["domains"]
+    if path is None:
+        refuse(context, ("training_text", "worst"), "no --domains")
+        return None
+    labels = read_lines(path)
+    if len(labels) != len(examples):
+        raise ValueError(
+            f"{path} has {len(labels)} lines and there are {len(examples)} pairs to score; name "
+            "the domain of each of them, in their order"
+        )
+    words = count_training_words(given["training_text"])
+    return {"labels": labels, "training_text": words, "num_worst": given["worst"]}
+
+
+def count_training_words(path: Path | None) -> Any:
+    """How often each word occurs in a file, if there is one."""
+    from .evaluation.domains import count_words
+
+    if path is None:
+        return None
+    with opened_input(path) as lines:
+        return count_words(lines)
+
+
 def load_predictor(context: typer.Context, recipe: Any) -> Callable[[Any], Any]:
     """Loads the model of a command, and gives what predicts a data set by a recipe."""
     from .recipes import load_model
@@ -1040,7 +1275,15 @@ WAYS = {"span": "spans", "class": "classes", "written": "writing"}
 _BY_WRITING = ("translation", "question_answering by writing", "inference by writing")
 _INFERENCE = ("inference by classes", "inference by writing")
 OPTIONS_OF: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("source_lang", "target_lang", "tokenize", "lowercase"): ("translation",),
+    (
+        "source_lang",
+        "target_lang",
+        "tokenize",
+        "lowercase",
+        "domains",
+        "training_text",
+        "worst",
+    ): ("translation",),
     ("beams", "alpha", "max_over_source", "batch_tokens", "max_source_tokens", "int8"): _BY_WRITING,
     ("max_length",): ("question_answering by spans", "inference by classes"),
     (
@@ -1122,6 +1365,22 @@ def decoded(file: BinaryIO, name: str) -> Iterator[str]:
                 f"(0x{line[error.start]:02x}) is not UTF-8; convert the text, "
                 "for instance with iconv"
             ) from error
+
+
+def read_lines(path: Path, beside: Path | None = None, count: int = 0) -> list[str]:
+    """All lines of a file.
+
+    Raises:
+        ValueError: Not as many as the `count` of the file `beside`.
+    """
+    with opened_input(path) as lines:
+        found = list(lines)
+    if beside is not None and len(found) != count:
+        raise ValueError(
+            f"{path} has {len(found)} lines and {beside} has {count}; line n of one must go with "
+            "line n of the other"
+        )
+    return found
 
 
 @contextmanager

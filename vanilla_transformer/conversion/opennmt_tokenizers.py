@@ -69,8 +69,9 @@ def subword_tokenizers(
             found = _sentencepiece((paths[0], paths[1]), vocab, config)
             remarks.append(
                 "Its tokenizer has the ids and texts of the source's own; only texts that begin "
-                "with >>...<< or hold a special token, such as </s>, may be read otherwise, and "
-                "texts that it writes neither begin nor end with blanks."
+                "with >>...<< or hold a special token, such as </s>, may be read otherwise. Blanks "
+                "at the end of a text, a token to eole, are none here, and texts that it writes "
+                "neither begin nor end with blanks."
             )
         else:
             missing = ", ".join(sorted({*stored} - {""}))
