@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
@@ -24,17 +23,15 @@ from huggingface_hub import (
     get_token,
 )
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from safetensors import SafetensorError, safe_open
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
-from ..registration import AUTO_CLASSES, TRAVELLING, add_remote_code
+from ..recipes.model_directory import check_weights, read_config
+from ..registration import TRAVELLING, add_remote_code
 from ..tokenization import load_tokenizer
 from .model_card import CARD, write_card
 
 logger = logging.getLogger(__package__)
 
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _TOKENIZER = "tokenizer.json"
 # Left in a card, each says that somebody has yet to write something. Angle brackets alone do not:
 # `<pad>` and `</s>` are tokens.
@@ -140,9 +137,9 @@ def collect_upload(directory: Path, staging: Path) -> Upload:
     Raises:
         ValueError: The model is not whole or its card is not finished.
     """
-    config = _read_config(directory)
+    config = read_config(directory)
     architecture = (config.architectures or [""])[0]
-    _check_weights(directory, config, architecture)
+    check_weights(directory, config, architecture)
     check_card(staging / CARD if (staging / CARD).is_file() else directory / CARD)
     remarks = _check_tokenizer(directory, config)
     files: dict[str, Path] = {}
@@ -218,73 +215,6 @@ def _write_card(run: Path, staging: Path, repo_id: str) -> None:
             f"the card of {run} cannot be rendered ({error}); write one yourself, as "
             f"{run / 'model' / CARD}"
         ) from error
-
-
-def _read_config(directory: Path) -> VanillaTransformerConfig:
-    path = directory / "config.json"
-    try:
-        kind = json.loads(path.read_text("utf-8")).get("model_type")
-        if kind != VanillaTransformerConfig.model_type:
-            raise ValueError(f"model_type is {kind!r} and not 'vanilla_transformer'")
-        return VanillaTransformerConfig.from_pretrained(directory)
-    # `@strict` has errors of its own, a list in place of the mapping yet others.
-    except Exception as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{path} is none of this package's models: {reason}") from error
-
-
-def _check_weights(directory: Path, config: VanillaTransformerConfig, architecture: str) -> None:
-    """Every weight of the model must be there, in files that are whole, and in its shape."""
-    classes = {found.__name__: found for found in AUTO_CLASSES.values()}
-    if architecture not in classes:
-        raise ValueError(
-            f"{directory / 'config.json'}: architectures must name one of {', '.join(classes)}; "
-            "save the model with save_pretrained"
-        )
-    found: dict[str, tuple[int, ...]] = {}
-    for path in _weight_files(directory):
-        try:
-            # Also compares what the header says with the length of the file.
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118 (the file itself cannot be iterated over)
-                    found[name] = tuple(file.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}): it is cut short or no safetensors file; save "
-                "the model again"
-            ) from error
-    with torch.device("meta"):
-        model = classes[architecture](config)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing = sorted(expected.keys() - found.keys() - model.all_tied_weights_keys.keys())
-    wrong = [
-        f"{name} is {list(found[name])} for {list(shape)}"
-        for name, shape in expected.items()
-        if found.get(name, shape) != shape
-    ]
-    problems = [f"{name} is missing" for name in missing] + wrong
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(
-            f"{directory}: its weights are not those of its config.json: "
-            f"{', '.join(problems[:5])}{more}; save the model again"
-        )
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    if (directory / _WEIGHTS).is_file():
-        return [directory / _WEIGHTS]
-    index = directory / _INDEX
-    if not index.is_file():
-        raise ValueError(f"{directory} has no {_WEIGHTS}; save the model with save_pretrained")
-    try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{index} cannot be read ({error}); save the model again") from error
-    missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
-        raise ValueError(f"{index} names files that are not there: {', '.join(missing)}")
-    return [directory / name for name in names]
 
 
 def _check_tokenizer(directory: Path, config: VanillaTransformerConfig) -> list[str]:
