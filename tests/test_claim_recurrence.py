@@ -149,10 +149,23 @@ def test_accuracy_counts_symbols_but_not_the_end(
 
 
 def test_the_schedule_peaks_where_it_is_told(script: ModuleType) -> None:
-    rate = script.rate_of("attention", script.Size(), 100, 2e-3)
+    rate = script.rate_of(script.Size(), 100, 2e-3)
     assert rate(100) == pytest.approx(2e-3)
     assert rate(400) == pytest.approx(1e-3)
     assert math.isclose(rate(50), 1e-3)
+
+
+def test_each_kind_gets_the_rate_that_did_best(script: ModuleType) -> None:
+    trials = {
+        "attention": {"0.001": 3.0, "0.002": 2.0, "0.005": None},
+        "recurrence": {"0.001": 3.0, "0.002": 2.0, "0.005": 1.0},
+        "convolution": {"0.001": None, "0.002": None, "0.005": None},
+    }
+    assert script.best_peaks(trials) == {
+        "attention": 0.002,
+        "recurrence": 0.005,
+        "convolution": 0.001,
+    }
 
 
 def test_it_runs(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +175,10 @@ def test_it_runs(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [row["kind"] for row in numbers["translation"]] == list(script.KINDS)
     assert all("bleu_at_equal_time" in row for row in numbers["translation"])
     assert len(numbers["puzzles"]) == 6
+    for task, kinds in numbers["trials"].items():
+        for kind, losses in kinds.items():
+            assert list(losses) == [f"{peak:g}" for peak in script.PEAKS]
+            assert numbers["peaks"][task][kind] == float(min(losses, key=losses.get))
 
     # Speeds alone are measured again; the rest of the record stays, and both commands are told.
     again = ["claim_recurrence.py", "--quick", "--speeds-again", "--output", str(tmp_path)]

@@ -1,6 +1,7 @@
 """Files of torch and safetensors: what stands in them, and that none of their code runs."""
 
 import argparse
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from vanilla_transformer.conversion.pytorch_files import (
     load_safetensors,
     mentions,
     plain,
+    refuse_bomb,
 )
 from vanilla_transformer.conversion.sinusoids import recognise_sinusoids
 from vanilla_transformer.modeling_vanilla_transformer import sinusoidal_positions
@@ -124,3 +126,20 @@ def test_other_tables_are_not() -> None:
     table = sinusoidal_positions(torch.arange(50), 16, "interleaved")
     for other in (torch.randn(50, 16), table * 1.01, table.flip(1), table[:, :15], table[7:]):
         assert recognise_sinusoids(other) is None
+
+
+def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 25))
+    assert path.stat().st_size < 1 << 16
+    for read in (refuse_bomb, lambda path: load_pickled(path, "unused")):
+        with pytest.raises(ValueError, match="would unpack to 33,554,432"):
+            read(path)
+    assert not mentions(path, "encoder.weight")
+    # Small archives of padded entries, files that are none and files that are not there pass.
+    torch.save({"ones": torch.ones(3)}, path)
+    refuse_bomb(path)
+    path.write_bytes(b"PK")
+    refuse_bomb(path)
+    refuse_bomb(tmp_path / "missing.pt")

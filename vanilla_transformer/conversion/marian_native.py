@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
+from .pytorch_files import refuse_bomb
 from .sentencepiece import marian_tokenizers, vocabulary_of
 from .source import Checkpoint, Converted, Family, TensorReader, Tokenizers, refuse
 
@@ -90,6 +91,7 @@ class MarianNativeFamily(Family):
                 f"{path} holds {len(files)} models of Marian ({', '.join(f.name for f in files)}); "
                 "an ensemble is more than one model: give one of its .npz files"
             )
+        refuse_bomb(files[0])
         try:
             with np.load(files[0], allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}

@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 _HEAD = 1 << 23
 """Bytes at a file's start in which names stand: of safetensors, and of torch before 1.6."""
 
+_MOST_EXPANSION = 20
+"""Times its own size that an archive may unpack to; weights hardly shrink when they are packed."""
+
 
 def mentions(path: Path, *names: str) -> bool:
     """Whether a file of tensors knows all these names, of tensors or of options; loads nothing."""
@@ -24,12 +27,31 @@ def mentions(path: Path, *names: str) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            text = b"".join(archive.read(name) for name in pickles)
+            text = b"".join(_beginning(archive, name) for name in pickles)
     except (zipfile.BadZipFile, OSError):
         # Also a truncated archive, whose first entry is the pickle.
         with path.open("rb") as file:
             text = file.read(_HEAD)
     return all(name.encode() in text for name in names)
+
+
+def refuse_bomb(path: Path) -> None:
+    """Refuses an archive that would unpack to many times its size; any other file passes.
+
+    Raises:
+        ValueError: It would.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError):
+        return
+    size = path.stat().st_size
+    if unpacked > _MOST_EXPANSION * max(size, 1 << 16):
+        raise ValueError(
+            f"{path} is {size:,} bytes and would unpack to {unpacked:,}; weights are not packed so "
+            "tightly: get it from where it was published"
+        )
 
 
 def load_pickled(path: Path, remedy: str, safe: Iterable[Any] = ()) -> Any:
@@ -41,8 +63,10 @@ def load_pickled(path: Path, remedy: str, safe: Iterable[Any] = ()) -> Any:
         safe: Classes and functions that do no harm, as `torch.serialization.safe_globals` has them.
 
     Raises:
-        ValueError: The file is truncated, no such file at all, or holds objects.
+        ValueError: The file is truncated, no such file at all, holds objects, or unpacks to many
+            times its size.
     """
+    refuse_bomb(path)
     try:
         with torch.serialization.safe_globals(list(safe)):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -59,6 +83,11 @@ def load_pickled(path: Path, remedy: str, safe: Iterable[Any] = ()) -> Any:
             f"{path} cannot be read ({reason}): it is truncated or was not written by torch.save; "
             "get it again"
         ) from error
+
+
+def _beginning(archive: zipfile.ZipFile, name: str) -> bytes:
+    with archive.open(name) as file:
+        return file.read(_HEAD)
 
 
 def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
