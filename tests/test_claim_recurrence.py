@@ -170,6 +170,7 @@ def test_each_kind_gets_the_rate_that_did_best(script: ModuleType) -> None:
 
 def test_it_runs(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["claim_recurrence.py", "--quick", "--output", str(tmp_path)])
+    monkeypatch.setattr(script, "PEAKS", (1e-3, 2e-3))
     script.main()
     numbers = json.loads((tmp_path / "recurrence.json").read_text())["numbers"]
     assert [row["kind"] for row in numbers["translation"]] == list(script.KINDS)
