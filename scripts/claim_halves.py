@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from claim_runs import parameters_of
-from claims import Finding, Table, claim_parser, publish, with_interval
+from claims import Finding, Table, claim_parser, interval, publish, with_interval
 from datasets import Dataset
 from matplotlib.figure import Figure
 from torch import nn
@@ -615,10 +615,12 @@ def finding(raw: dict[str, Any]) -> Finding:
         ]
         for half in NAMES
     }
+    sure = [half for half, values in gains.items() if interval(values)[0] > interval(values)[1]]
+    verdict = f"above zero for the {' and the '.join(sure)}" if sure else "not told from zero"
     reading = [
         f"With {size['finetuning']} updates of fine-tuning, pre-training changes the encoder's "
         f"accuracy by {with_interval(gains['encoder'])} points and the decoder's exact match by "
-        f"{with_interval(gains['decoder'])}.",
+        f"{with_interval(gains['decoder'])}: {verdict} by these seeds.",
         "Trained from scratch for as many updates as pre-training and fine-tuning take together, "
         f"on the labelled examples again and again, the encoder has "
         f"{with_interval(of('encoder', 'scratch, longer', 'accuracy'))}% and a loss of "

@@ -691,8 +691,8 @@ def finding(raw: dict[str, Any]) -> Finding:
         "attention in each layer of the decoder. One vocabulary, the same batches, Adam and "
         "schedule; the peak of the rate is that of a few which did best in a third of the updates, "
         f"for each kind and task. {raw['updates']} updates, {raw['seeds']} seeds, mean ± 95% "
-        "interval. Puzzles: copying a random sequence, and finding what followed a symbol that many positions "
-        "earlier; all distances are trained alike, in batches of "
+        "interval. Puzzles: copying a random sequence, and finding what followed a symbol that "
+        "many positions earlier; all distances are trained alike, in batches of "
         f"{PUZZLE_TOKENS:,} symbols, and measured on new sequences.",
         reading=reading,
         tables=tables,
