@@ -53,7 +53,10 @@ def test_thousand_sentences(
     )
     for agreement in found.agreements:
         assert agreement.sentences == 1000
-        if options:
+        if options.get("precision") == "int8":
+            # What a million parameters lose to 8 bits differs by the processor: points, not all.
+            assert agreement.bleu > 0.9 * agreement.native_bleu
+        elif options:
             # Few lines change, and what they lose is small.
             assert agreement.same > 900
             assert abs(agreement.bleu - agreement.native_bleu) < 1
