@@ -43,9 +43,11 @@ format: $(INSTALLED)  ## Rewrite the code in the project's format.
 	$(BIN)/ruff check --fix .
 
 # One thread a process: with more, the processes fight for the cores and all lose. A file stays with
-# one worker: several start programs of their own, which all their tests look at.
+# one worker: several start programs of their own, which all their tests look at. They come in order,
+# the longest first.
 test: $(INSTALLED)  ## The fast tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile \
+		--no-loadscope-reorder $(ARGS)
 
 peers: $(PEERS)/.installed  ## The sources' own code, which slow tests compare conversions with.
 

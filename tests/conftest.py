@@ -20,6 +20,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 _CACHE = pytest.StashKey[str]()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the README first: it takes minutes, which the other worker would wait for at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/test_readme.py"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before any test module imports a Hugging Face library.
 

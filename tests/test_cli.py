@@ -210,6 +210,8 @@ def test_run(run_dir: Path) -> None:
         "read": 100,
         "kept": 100,
         "skipped": {},
+        # Of a data set from the Hub.
+        "revision": None,
         "encoding": {"read": 100, "kept": 100, "too_long": 0},
     }
     model = AutoModelForSeq2SeqLM.from_pretrained(run_dir / "model")
