@@ -62,7 +62,7 @@ $(PEERS)/.installed: tests/peers.txt $(INSTALLED)
 
 # The peers take part once `make peers` has put them there.
 test-slow: $(INSTALLED)  ## The slow tests: minutes each, and those of real data.
-	PYTHONPATH=$(PEERS) $(BIN)/python -m pytest -m slow $(ARGS)
+	PYTHONPATH=$(CURDIR)/$(PEERS) $(BIN)/python -m pytest -m slow $(ARGS)
 
 demo: $(INSTALLED)  ## Train, score, translate and draw pictures on the embedded corpus.
 	$(BIN)/python scripts/demo.py
