@@ -394,12 +394,17 @@ def _parquet_names(path: Path) -> tuple[str, ...] | None:
     """Label names that `datasets` wrote into the schema of a Parquet file."""
     try:
         metadata = pq.read_schema(path).metadata or {}
-    except pa.ArrowInvalid:
+    except (pa.ArrowException, OSError):
         # The reader of the rows meets the same, and says what to do.
         return None
-    info = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {})
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        # Written by something else, or for something else.
+        return None
     for column in _LABEL:
-        names = info.get("features", {}).get(column, {}).get("names")
-        if names:
+        feature = features.get(column) if isinstance(features, dict) else None
+        names = feature.get("names") if isinstance(feature, dict) else None
+        if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
             return tuple(names)
     return None

@@ -339,7 +339,7 @@ def _answers(answers: object, where: str, number: int) -> list[tuple[str, int | 
     due = '{"text": ["..."], "answer_start": [0]}'
     if isinstance(answers, Mapping) and "text" in answers:
         texts = answers["text"]
-        starts = answers.get("answer_start", [None] * len(texts))
+        starts = answers.get("answer_start", [None] * len(texts) if isinstance(texts, list) else 0)
     elif isinstance(answers, list) and all(isinstance(one, Mapping) for one in answers):
         texts = [one.get("text") for one in answers]
         starts = [one.get("answer_start") for one in answers]
@@ -424,18 +424,18 @@ def _squad_rows(path: Path) -> Iterator[Record]:
     text = "".join(readers.read_lines(path))
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError):
         # Objects one a line are no JSON together; the first alone tells them from a broken file.
         first, _, _ = text.lstrip().partition("\n")
         try:
             json.loads(first)
-        except json.JSONDecodeError:
-            raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+        except (ValueError, RecursionError):
+            readers.parse_json(text, path)
         content = None
     if not (isinstance(content, dict) and "data" in content):
         yield from readers.read_json(path)
         return
-    for article_number, article in enumerate(content["data"]):
+    for article_number, article in enumerate(_part(content, "data", str(path))):
         for paragraph_number, paragraph in enumerate(
             _part(article, "paragraphs", f"{path}, article {article_number}")
         ):

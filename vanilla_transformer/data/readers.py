@@ -196,16 +196,31 @@ def _dataset_rows(name: str, dataset: Dataset | IterableDataset) -> Iterator[Rec
     if isinstance(dataset, Dataset):
         # Ten times as fast as one row at a time.
         tables = dataset.with_format("arrow").iter(batch_size=1000)
-        rows = (row for table in tables for row in table.to_pylist())
+        rows = (row for table in tables for row in _whole(table, name).to_pylist())
     for number, row in enumerate(rows):
         yield f"{name}, row", number, row
+
+
+def _whole(table: pa.Table, name: str) -> pa.Table:
+    """The table; what is read beyond its own memory otherwise ends the process."""
+    try:
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        raise ValueError(f"{name} is damaged ({error}); save it again") from error
+    return table
 
 
 def load_saved(folder: Path, split: str) -> tuple[str, Dataset] | None:
     """Name and rows of what `save_to_disk` wrote; None if it did not write this folder."""
     if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return None
-    saved = datasets.load_from_disk(str(folder))
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    # What it does not find in its own files it does not look for.
+    except Exception as error:
+        raise ValueError(
+            f"{folder} holds no whole data set of save_to_disk ({error!r}); save it again"
+        ) from error
     if isinstance(saved, Dataset):
         return str(folder), saved
     if split not in saved:
@@ -307,30 +322,45 @@ def read_parquet(path: Path) -> Iterator[Record]:
             rows = (row for batch in file.iter_batches(1000) for row in batch.to_pylist())
             for number, row in enumerate(rows):
                 yield f"{path}, row", number, row
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a whole Parquet file ({error}); get it again") from error
+
+
+def parse_json(text: str, path: Path, line: int | None = None) -> Any:
+    """The value that a JSON text is.
+
+    Args:
+        text: A whole file, or a line of one.
+        path: Of the file, for errors.
+        line: Number of the line, if it is one.
+
+    Raises:
+        ValueError: It is none, or one that is nested too deeply or has too long a number.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if line is None:
+            raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+        raise ValueError(
+            f"{path}, line {line}: not JSON ({error.msg} at character {error.colno}); "
+            "every line must be one whole object"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        where = path if line is None else f"{path}, line {line}"
+        raise ValueError(f"{where}: JSON that cannot be read ({error}); remove it") from error
 
 
 def read_json(path: Path) -> Iterator[Record]:
     """Objects of a JSON file: a list of them, or one a line (empty lines are passed over)."""
     if path.suffix == ".json" and (text := "".join(read_lines(path))).lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-        for number, row in enumerate(rows):
+        for number, row in enumerate(parse_json(text, path)):
             yield f"{path}, row", number, _json_object(row, path, "row", number)
         return
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number}: not JSON ({error.msg} at character {error.colno}); "
-                "every line must be one whole object"
-            ) from error
+        row = parse_json(line, path, number)
         yield f"{path}, line", number, _json_object(row, path, "line", number)
 
 

@@ -25,6 +25,8 @@ def read_config(directory: Path) -> VanillaTransformerConfig:
         ValueError: It cannot be read, holds values that cannot be, or is another model's.
     """
     path = directory / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{directory} holds no model: there is no {path.name} in it")
     try:
         kind = json.loads(path.read_text("utf-8")).get("model_type")
         if kind != VanillaTransformerConfig.model_type:
@@ -32,7 +34,7 @@ def read_config(directory: Path) -> VanillaTransformerConfig:
         return VanillaTransformerConfig.from_pretrained(directory)
     # `@strict` has errors of its own, a list in place of the mapping yet others.
     except Exception as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+        reason = (str(error).strip() or repr(error)).splitlines()[-1].strip()
         raise ValueError(f"{path} is none of this package's models: {reason}") from error
 
 

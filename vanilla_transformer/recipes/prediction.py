@@ -95,13 +95,23 @@ def recipe_of(
 
 
 def model_decoding(path_or_id: str | Path) -> DecodingSettings:
-    """How the model is meant to search, by the generation config beside it; else the paper's."""
-    try:
-        config = GenerationConfig.from_pretrained(locate_model(path_or_id))
-    except OSError:
+    """How the model is meant to search, by the generation config beside it; else the paper's.
+
+    Raises:
+        ValueError: There is no model, or its generation config is damaged.
+    """
+    name = locate_model(path_or_id)
+    path = Path(name) / "generation_config.json"
+    if Path(name).is_dir() and not path.is_file():
         # An older model comes without one.
         return PAPER_DECODING
-    return DecodingSettings.of_model(config)
+    try:
+        return DecodingSettings.of_model(GenerationConfig.from_pretrained(name))
+    # It compares what it reads before it looks at what that is.
+    except Exception as error:
+        if isinstance(error, OSError) and not path.is_file():
+            return PAPER_DECODING
+        raise ValueError(f"{path} cannot be used: {error}; save the model again") from error
 
 
 def _recipe_file(path_or_id: str | Path) -> Path | None:
@@ -110,7 +120,7 @@ def _recipe_file(path_or_id: str | Path) -> Path | None:
     if not path.is_dir():
         return None
     folders = (path, *path.resolve().parents[:2])
-    return next((one / "recipe.json" for one in folders if (one / "recipe.json").exists()), None)
+    return next((one / "recipe.json" for one in folders if (one / "recipe.json").is_file()), None)
 
 
 def default_recipe(task: Task, kind: Kind = "text") -> PredictingRecipe:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..atomic_file import atomic_file
@@ -113,7 +114,11 @@ class Recipe(ABC):
     def __post_init__(self) -> None:
         check_names("architecture", self.architecture, _ARCHITECTURE_NAMES)
         # Dimensions that cannot work should not come to light after the data are read.
-        VanillaTransformerConfig(vocab_size=self.vocab_size, **self.architecture)
+        try:
+            VanillaTransformerConfig(vocab_size=self.vocab_size, **self.architecture)
+        except StrictDataclassError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(f"architecture ({self.architecture}): {reason}") from error
         if not 0.0 <= self.keys_like_queries <= 1.0:
             raise ValueError(
                 f"keys_like_queries ({self.keys_like_queries}) must lie between 0 and 1; "
@@ -366,15 +371,15 @@ def read_recipe(path: Path) -> Recipe:
         ValueError: There is no such file, or it holds no recipe; unknown fields are refused.
     """
     kinds: dict[str, type[Recipe]] = {kind.task: kind for kind in Recipe.__subclasses__()}
+    if not path.is_file():
+        raise ValueError(f"{path.parent} holds no run: there is no {path.name} in it")
     try:
         values = json.loads(path.read_text("utf-8"))
         task = values.pop("task", None)
         if task not in kinds:
             raise ValueError(f"its task is {task!r}, not one of {', '.join(kinds)}")
         recipe: Recipe = _from_values(kinds[task], values)
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} holds no run: there is no {path.name} in it") from None
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} holds no recipe of this version: {error}") from error
     return recipe
 
