@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -78,14 +79,23 @@ def convert(
     path = _fetch(source, family)
     chosen = _choose(path, family)
     report(f"{source}: {chosen.title}")
-    checkpoint = chosen.read(path)
-    converted = chosen.convert(checkpoint)
-    tokenizers = chosen.tokenizers(checkpoint, converted)
-    _check_tokenizers(tokenizers, converted)
-    model = build_model(converted)
-    size = sum(parameter.numel() for parameter in model.parameters())
-    report(f"{len(converted.weights)} tensors, {size:,} parameters")
-    parity, is_live = prove(chosen, checkpoint, model)
+    try:
+        checkpoint = chosen.read(path)
+        converted = chosen.convert(checkpoint)
+        tokenizers = chosen.tokenizers(checkpoint, converted)
+        _check_tokenizers(tokenizers, converted)
+        model = build_model(converted)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        report(f"{len(converted.weights)} tensors, {size:,} parameters")
+        parity, is_live = prove(chosen, checkpoint, model)
+    except (ValueError, OSError, ImportError):
+        raise
+    # Files of others may say anything, such as a list where a number is due.
+    except Exception as error:
+        raise ValueError(
+            f"{source} is no whole checkpoint of {chosen.title} ({error!r}); get it again, or "
+            "report it if others can read it"
+        ) from error
     report(f"{parity}")
     if not parity.holds:
         raise ValueError(
@@ -123,8 +133,10 @@ def _choose(path: Path, name: str | None) -> Family:
                 return family
         raise ValueError(f"family ({name!r}) must be one of {names}")
     for family in FAMILIES:
-        if family.recognises(path):
-            return family
+        # What is not even of the form that is looked into is not of the family.
+        with contextlib.suppress(TypeError, AttributeError, LookupError, RecursionError):
+            if family.recognises(path):
+                return family
     raise ValueError(
         f"{path} is of no family that is known here ({names}); if it is of one all the same, name "
         "it with --family"
@@ -134,6 +146,10 @@ def _choose(path: Path, name: str | None) -> Family:
 def _fetch(source: str | Path, name: str | None) -> Path:
     path = Path(source).expanduser()
     if path.exists():
+        for place in (path, *path.iterdir()) if path.is_dir() else (path,):
+            # A pipe would be waited for, and a device read without end.
+            if place.exists() and not (place.is_file() or place.is_dir()):
+                raise ValueError(f"{place} is neither a file nor a directory; leave it out")
         return path.resolve()
     chosen = [family for family in FAMILIES if name in (None, family.name)]
     patterns = sorted({pattern for family in chosen for pattern in family.hub_patterns})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -15,6 +17,9 @@ from safetensors.torch import load_file
 
 _HEAD = 1 << 23
 """Bytes at a file's start in which names stand: of safetensors, and of torch before 1.6."""
+
+_LONGEST_NAME = 1000
+"""Letters of a class in a pickle: torch searches messages that name it in the square of that."""
 
 _MOST_EXPANSION = 20
 """Times its own size that an archive may unpack to; weights hardly shrink when they are packed."""
@@ -68,6 +73,7 @@ def load_pickled(path: Path, remedy: str, safe: Iterable[Any] = ()) -> Any:
     """
     refuse_bomb(path)
     try:
+        _check_names(path)
         with torch.serialization.safe_globals(list(safe)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -77,12 +83,43 @@ def load_pickled(path: Path, remedy: str, safe: Iterable[Any] = ()) -> Any:
             f"{path} holds {what}; to load them would run code that came with the file, which is "
             f"not done here; {remedy}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
+    # The machine that reads a pickle believes what it says, up to where that cannot be.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or repr(error)
         raise ValueError(
             f"{path} cannot be read ({reason}): it is truncated or was not written by torch.save; "
             "get it again"
         ) from error
+
+
+def _check_names(path: Path) -> None:
+    """Looks through the pickles of a file of `torch.save` for names as long as none is.
+
+    Raises:
+        ValueError: There is one, or what stands there is no pickle.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            heads, count = [_beginning(archive, name) for name in names], 1
+    except (zipfile.BadZipFile, NotImplementedError):
+        with path.open("rb") as file:
+            # Before 1.6: a mark, a version, sizes of types, the object, the names of storages.
+            heads, count = [file.read(_HEAD)], 5
+    for head in heads:
+        stream, longest = io.BytesIO(head), 0
+        try:
+            for _ in range(count):
+                if stream.tell() < len(head):
+                    for operation, name, _ in pickletools.genops(stream):
+                        if operation.name == "GLOBAL":
+                            longest = max(longest, len(str(name)))
+        except ValueError:
+            # One that is cut off here may be whole.
+            if len(head) < _HEAD:
+                raise
+        if longest > _LONGEST_NAME:
+            raise ValueError(f"a name in it has {longest:,} letters")
 
 
 def _beginning(archive: zipfile.ZipFile, name: str) -> bytes:

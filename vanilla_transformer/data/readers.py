@@ -216,6 +216,8 @@ def load_saved(folder: Path, split: str) -> tuple[str, Dataset] | None:
         return None
     try:
         saved = datasets.load_from_disk(str(folder))
+        # The rows count, not how they were last looked at.
+        saved.reset_format()
     # What it does not find in its own files it does not look for.
     except Exception as error:
         raise ValueError(

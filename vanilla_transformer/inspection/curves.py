@@ -56,13 +56,16 @@ def read_training_log(path: str | Path) -> TrainingLog:
     """
     path = Path(path)
     log = TrainingLog([], [])
+    # A pipe would be waited for, and a device read without end.
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give the training_log.jsonl of a run")
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             # Every whole line ends in a newline, so only a line cut off comes last in the split.
             if number == len(lines):
                 logger.warning("%s: line %d is cut off and left out", path, number)

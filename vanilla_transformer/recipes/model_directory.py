@@ -115,7 +115,10 @@ def weight_files(directory: Path) -> list[Path]:
             "save_pretrained"
         )
     try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        content = json.loads(index.read_text("utf-8"))
+        names = sorted(set(content["weight_map"].values()))
+        # What loads it looks into both.
+        dict.items(content.get("metadata", {}))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{index} cannot be read ({error}); save the model again") from error
     # A path in the index could make any file of the machine part of the model.

@@ -105,7 +105,15 @@ def load_model(
         config = read_config(Path(name))
         check_weights(Path(name), config, (config.architectures or [""])[0])
     tokenizer = load_tokenizer(name)
-    model: PreTrainedModel = _KINDS[kind][0].from_pretrained(name, trust_remote_code=False)
+    try:
+        model: PreTrainedModel = _KINDS[kind][0].from_pretrained(name, trust_remote_code=False)
+    except (ValueError, OSError, torch.OutOfMemoryError):
+        raise
+    # Its generation config may hold anything.
+    except Exception as error:
+        raise ValueError(
+            f"{path_or_id} cannot be loaded ({error!r}); save the model again"
+        ) from error
     if device is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         device = "cpu" if accelerator is None else accelerator.type
@@ -126,7 +134,15 @@ def model_kind(path_or_id: str | Path) -> Kind:
         config = read_config(Path(name))
     else:
         # Nor are users asked: they would have to answer in the middle of a pipe.
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except (ValueError, OSError):
+            raise
+        # It looks into what it reads before it looks at what that is.
+        except Exception as error:
+            raise ValueError(
+                f"{path_or_id}: its configuration cannot be read ({error!r}); save the model again"
+            ) from error
     architectures = config.architectures or [""]
     kind = class_kind(architectures[0])
     if kind is not None:

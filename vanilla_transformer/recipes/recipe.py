@@ -1,5 +1,6 @@
 """What a complete run is, as one dataclass a task, and how a recipe is changed and read back."""
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -337,7 +338,9 @@ def _fitted(name: str, value: Any, annotation: Any) -> Any:
         kinds = int if annotation is int else (int, float)
         # True is an int to Python, and a slip to a reader.
         if isinstance(value, kinds) and not isinstance(value, bool):
-            return annotation(value)
+            # A float has no room for every int.
+            with contextlib.suppress(OverflowError):
+                return annotation(value)
     elif isinstance(value, origin or annotation):
         return value
     expected = annotation.__name__ if isinstance(annotation, type) else str(annotation)

@@ -216,8 +216,16 @@ def _mean_tensor(name: str, files: list[Path], weights: list[float]) -> torch.Te
 def _locate_tensors(directory: Path) -> dict[str, Path]:
     """Name of each tensor of a saved model -> the file that holds it."""
     if (directory / WEIGHTS_INDEX).is_file():
-        index = json.loads((directory / WEIGHTS_INDEX).read_text(encoding="utf-8"))
-        return {name: directory / file for name, file in index["weight_map"].items()}
+        path = directory / WEIGHTS_INDEX
+        try:
+            weight_map: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            # A path could make any file of the machine part of the model.
+            strange = [file for file in weight_map.values() if Path(file).name != file]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); leave it out") from error
+        if strange:
+            raise ValueError(f"{path} names a file outside its directory: {strange[0]}")
+        return {name: directory / file for name, file in weight_map.items()}
     file = directory / WEIGHTS
     if not file.is_file():
         raise ValueError(
@@ -227,7 +235,7 @@ def _locate_tensors(directory: Path) -> dict[str, Path]:
     try:
         with safe_open(file, framework="pt") as tensors:
             return dict.fromkeys(tensors.keys(), file)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is damaged ({error}); leave it out") from error
 
 
@@ -236,7 +244,7 @@ def _read_tensor(file: Path, name: str) -> torch.Tensor:
         with safe_open(file, framework="pt") as tensors:
             tensor: torch.Tensor = tensors.get_tensor(name)
             return tensor
-    except (SafetensorError, FileNotFoundError) as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{name} cannot be read from {file} ({error}); leave it out") from error
 
 
@@ -247,8 +255,11 @@ def _check_same_architecture(directories: list[Path]) -> None:
         file = directory / "config.json"
         if not file.is_file():
             raise ValueError(f"{file} is missing; give directories written by save_pretrained")
-        config = json.loads(file.read_text(encoding="utf-8"))
-        configs.append({k: v for k, v in config.items() if k != "transformers_version"})
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+            configs.append({k: v for k, v in config.items() if k != "transformers_version"})
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{file} is damaged ({error}); leave it out") from error
     for directory, config in zip(directories, configs, strict=True):
         for key in sorted(config.keys() | configs[0].keys()):
             if config.get(key) != configs[0].get(key):

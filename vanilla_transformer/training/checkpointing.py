@@ -168,10 +168,10 @@ def load_checkpoint(
         scheduler: Of the same kind.
 
     Raises:
-        ValueError: A file is missing, or the model or optimizer is another one.
+        ValueError: A file is missing or damaged, or the model or optimizer is another one.
     """
     directory = Path(path)
-    with _agreement():
+    with _agreement(), _damage_named(directory):
         saved = _read_training_state(directory)
         weights = _model_tensors(accelerator.unwrap_model(model))
         written = _list_tensors(directory)
@@ -189,16 +189,16 @@ def load_checkpoint(
         scheduler.load_state_dict(saved["scheduler"])
         if accelerator.scaler is not None and saved["scaler"] is not None:
             accelerator.scaler.load_state_dict(saved["scaler"])
-    random_states = saved["random_states"]
-    _restore_own_random_state(
-        directory, random_states, accelerator.process_index, accelerator.num_processes
-    )
-    return LoadedState(
-        position=saved["position"],
-        progress=saved["progress"],
-        extra_tensors={name.removeprefix(_EXTRA_PREFIX): t for name, t in extra.items()},
-        saved_processes=len(random_states),
-    )
+        random_states = saved["random_states"]
+        _restore_own_random_state(
+            directory, random_states, accelerator.process_index, accelerator.num_processes
+        )
+        return LoadedState(
+            position=saved["position"],
+            progress=saved["progress"],
+            extra_tensors={name.removeprefix(_EXTRA_PREFIX): t for name, t in extra.items()},
+            saved_processes=len(random_states),
+        )
 
 
 def export_model(
@@ -325,15 +325,24 @@ def verify_checkpoint(directory: str | os.PathLike[str]) -> None:
     """
     directory = Path(directory)
     remedy = "the checkpoint cannot be used; resume from an older one"
+    if not (directory / MANIFEST).is_file():
+        raise ValueError(f"{directory} has no {MANIFEST}: {remedy}")
     try:
         files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
         recorded = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
-    except FileNotFoundError:
-        raise ValueError(f"{directory} has no {MANIFEST}: {remedy}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{directory / MANIFEST} is damaged ({error!r}): {remedy}") from error
     for name, (size, digest) in recorded.items():
         file = directory / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{directory / MANIFEST} names {name}, which is not in it: {remedy}")
         if not file.is_file():
             raise ValueError(f"{file} is missing: {remedy}")
         found = file.stat().st_size
@@ -625,6 +634,19 @@ def _agreement() -> Iterator[None]:
     for rank, failure in enumerate(failures):
         if failure is not None:
             raise RuntimeError(f"process {rank} failed: {failure}")
+
+
+@contextmanager
+def _damage_named(directory: Path) -> Iterator[None]:
+    """What a file of the checkpoint leads to that it could not if it were whole is a ValueError."""
+    try:
+        yield
+    except (ValueError, OSError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{directory} is damaged ({error!r}); resume from an older checkpoint"
+        ) from error
 
 
 def _gather(value: Any) -> list[Any]:
