@@ -22,6 +22,8 @@ import struct
 import sys
 import tempfile
 import time
+import typing
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,7 +208,7 @@ def run_checkpoint(directory: Path, argument: Any) -> None:
         return
     # As whoever is hostile would: with a manifest that fits.
     run = Path("run")
-    shutil.copytree(directory, run, symlinks=True)
+    shutil.copytree(directory, run, symlinks=True, ignore=_pipes)
     newest = run / "checkpoints" / "update-00000002"
     if argument.get("is_signed") and newest.is_dir():
         checkpointing.write_manifest(newest)
@@ -220,6 +222,11 @@ def run_checkpoint(directory: Path, argument: Any) -> None:
     elif what == "resume":
         checkpointing.verify_checkpoint(newest)
         _load_checkpoint(newest)
+
+
+def _pipes(folder: str, names: list[str]) -> list[str]:
+    """Those of the names that cannot be copied."""
+    return [name for name in names if Path(folder, name).is_fifo()]
 
 
 def _trainable() -> dict[str, Any]:
@@ -402,15 +409,15 @@ def run_cli(directory: Path, argument: Any) -> None:
     from vanilla_transformer import cli
 
     words = argument["free"] if isinstance(argument["free"], list) else [argument["free"]]
-    words = [str(word).replace("{in}", str(directory)) for word in words]
+    # Here, because what is named as an output is to be written, whatever it was before.
+    shutil.copytree(directory, "data", symlinks=True, ignore=_pipes)
+    words = [str(word).replace("{in}", "data") for word in words]
     if any("\0" in word for word in words):
         # No system passes such a word.
         return
     # As the system hands over what is no text.
     sys.argv = ["vanilla-transformer"]
-    sys.argv += [
-        os.fsdecode(os.fsencode(word.encode("utf-8", "surrogateescape"))) for word in words
-    ]
+    sys.argv += [os.fsdecode(word.encode("utf-8", "surrogatepass")) for word in words]
     try:
         cli.main()
     except SystemExit as error:
@@ -466,17 +473,20 @@ def seed_cli(random_: random.Random, folder: Path) -> list[Case]:
     for _ in range(1500):
         verb = random_.choice([name for name in group.commands if name != "serve"])
         words = [verb]
+        annotations = typing.get_type_hints(group.commands[verb].callback)
         for parameter in group.commands[verb].params:
             is_argument = parameter.param_type_name == "argument"
             if random_.random() > (0.95 if is_argument or parameter.required else 0.15):
                 continue
             options = [] if is_argument else [random_.choice(parameter.opts)]
-            if getattr(parameter, "is_flag", False):
+            if annotations[parameter.name] is bool:
                 words += options
                 continue
-            choices = [str(one) for one in getattr(parameter.type, "choices", ())]
-            kind = parameter.type.name
-            pool = choices or (numbers if kind.startswith(("int", "float")) else places)
+            # One of them may be None, which is none of a word's.
+            annotation = annotations[parameter.name]
+            kinds = (annotation, *typing.get_args(annotation))
+            choices = [one for kind in kinds for one in typing.get_args(kind) if str(one) == one]
+            pool = choices or (numbers if {int, float} & {*kinds} else places)
             value = random_.choice(nasty if random_.random() < 0.1 else pool)
             words += [*options, value]
         # Hours of training or of tracing are no case.
@@ -507,17 +517,18 @@ def run_serve(directory: Path, argument: Any) -> None:
         for number, request in enumerate(requests[:20]):
             if not isinstance(request, dict):
                 continue
-            path = directory / f"{number}"
-            body = path.read_bytes() if path.is_file() else json.dumps(request.get("json")).encode()
+            file = directory / f"{number}"
+            body = file.read_bytes() if file.is_file() else json.dumps(request.get("json")).encode()
             headers = {"content-type": "application/json"}
             given = request.get("headers")
             for name, value in given.items() if isinstance(given, dict) else ():
                 headers[_header(name)] = _header(value)
-            url = "/" + str(request.get("path")).encode("utf-8", "replace").decode().lstrip("/")
+            path = str(request.get("path")).lstrip("/")[:2000]
+            url = "/" + urllib.parse.quote(path, "/?=&%", errors="replace")
             method = str(request.get("method"))
             if not method.isalpha() or not method.isascii():
                 method = "POST"
-            response = client.request(method, url[:2000], content=body, headers=headers)
+            response = client.request(method, url, content=body, headers=headers)
             if response.status_code >= 500 and response.status_code != 503:
                 raise WrongAnswerError(f"status {response.status_code} of {url[:40]}")
             if response.headers.get("content-type", "").startswith("application/json"):
