@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -153,6 +155,12 @@ def build_app(engines: Engines, limits: Limits | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(_BodyLimit, max_body=limits.max_body)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(_: Request, error: RequestValidationError) -> Response:
+        # Without the values, among which may be what no answer holds: infinity, half a character.
+        problems = [{name: one[name] for name in ("type", "loc", "msg")} for one in error.errors()]
+        return Response(json.dumps({"detail": problems}), 422, media_type="application/json")
 
     @app.middleware("http")
     async def measure(
