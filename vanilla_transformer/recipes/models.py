@@ -143,12 +143,13 @@ def model_kind(path_or_id: str | Path) -> Kind:
             raise ValueError(
                 f"{path_or_id}: its configuration cannot be read ({error!r}); save the model again"
             ) from error
-    architectures = config.architectures or [""]
-    kind = class_kind(architectures[0])
+    named = config.architectures
+    architecture = str(named[0]) if isinstance(named, list) and named else ""
+    kind = class_kind(architecture)
     if kind is not None:
         return kind
     raise ValueError(
-        f"{path_or_id} is a {architectures[0] or 'model of an unnamed class'}, which has no head "
+        f"{path_or_id} is a {architecture or 'model of an unnamed class'}, which has no head "
         "for a task; go on from it with train --init"
     )
 

@@ -21,7 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from .batching import BatchingQueue
 from .engines import Engines, decoding_for
@@ -50,6 +50,18 @@ class Limits:
     max_beams: int = 16
 
 
+def _check_text(text: str) -> str:
+    """The text, unless it has half a surrogate pair, which JSON can spell and no file can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("half of a surrogate pair is no character; remove it") from error
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_check_text)]
+
+
 class _Question(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -57,7 +69,7 @@ class _Question(BaseModel):
 class TranslationRequest(_Question):
     """Texts to translate, a sentence each."""
 
-    texts: list[str] = Field(min_length=1)
+    texts: list[_Text] = Field(min_length=1)
     num_beams: int | None = Field(None, ge=1, description="By default as the model is meant to.")
     num_hypotheses: int = Field(1, ge=1, description="Translations of each text, best first.")
     length_penalty: float | None = Field(None, allow_inf_nan=False, description="alpha")
@@ -79,8 +91,8 @@ class TranslationResponse(BaseModel):
 class AnswerRequest(_Question):
     """A question about a context."""
 
-    question: str
-    context: str
+    question: _Text
+    context: _Text
     top_k: int = Field(1, ge=1, le=20)
 
 
@@ -96,8 +108,8 @@ class Answer(BaseModel):
 class InferenceRequest(_Question):
     """Does the hypothesis follow from the premise?"""
 
-    premise: str
-    hypothesis: str
+    premise: _Text
+    hypothesis: _Text
 
 
 class Label(BaseModel):
@@ -110,7 +122,7 @@ class Label(BaseModel):
 class AttentionRequest(_Question):
     """A sentence to look at."""
 
-    text: str
+    text: _Text
     num_beams: int | None = Field(4, ge=2, le=16, description="Beam whose tree is shown.")
 
 
