@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the judge watch
 def fuzzing(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(repository / "scripts")
     # It sets the environment up for a program of its own.
-    monkeypatch.setattr("os.environ", dict(importlib.import_module("os").environ))
+    monkeypatch.setattr(os, "environ", os.environ.copy())
     return importlib.import_module("fuzzing")
 
 
@@ -87,4 +88,4 @@ def test_what_does_not_matter_goes(fuzzing: ModuleType) -> None:
     small = fuzzing.shrunk(case, is_same)
     assert (small.links, set(small.files), small.argument["free"]) == ({}, {"x", "z.json"}, {})
     assert len(small.files["x"]) < 25
-    assert json.loads(small.files["z.json"]) == {"a": {"b": []}}
+    assert small.files["z.json"] == b'"b"'
